@@ -172,6 +172,9 @@ class DeafWatcher(NoWatches):
 
     def watch_barrier(self, address: str, fd: int) -> None: ...
 
+    def watch_contents(self, address: str, tier: str, fd: int) -> bool:
+        return False
+
 
 class _AllRead(dict[bytes, int]):
     """A set in which every sentinel has been read already."""

@@ -30,7 +30,7 @@ from fsrepl.capture.judge import (
     RemoveIfEmpty,
     ShowCurrent,
 )
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import StoreDamaged, Unavailable
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import NULL, TAKEN_CHANGING, TAKEN_OPEN, Kind, Origin, Version, Versioning
 from fsrepl.model.view import View, view_of
@@ -160,6 +160,8 @@ def apply(
         assert taken is not None
         if taken.kind is Kind.DIRECTORY:
             directories.disown(bucket, key[:-1])
+        if taken.destroyed is not None:
+            hardlinks.destroyed_in_tier(region, state, bucket, taken.destroyed)
         return new_version(region, state, bucket, change, known, taken)
     if taken is not None and taken.staged:
         staging.unstage(bucket, taken.staged)
@@ -289,6 +291,8 @@ def _record_edit(
         stale.mark_fresh(region, state, bucket, key)
         if taken.is_placed and not _leads_to(bucket, key, shown):
             stale.show_anew(region, state, bucket, key)
+        elif taken.is_placed:
+            _set_time_again(bucket, key, shown)
     elif key not in state.stale:
         stale.mark_stale(region, state, key, "the view is behind its version", durable=False)
     else:
@@ -299,6 +303,15 @@ def _leads_to(bucket: OpenBucket, key: bytes, version_id: str) -> bool:
     """Whether the symlink in the place of a key leads to a version's content, and not to equal content elsewhere."""
     version = versions.read(bucket, key, version_id, marker=False)
     return version is not None and version.place is not None and placed.is_shown(bucket, key, version.place)
+
+
+def _set_time_again(bucket: OpenBucket, key: bytes, version_id: str) -> None:
+    """A content in a tier that was touched, and not written into, gets its time back: by that it is known."""
+    version = versions.read(bucket, key, version_id, marker=False)
+    content = placed.shown_content(bucket, version) if version is not None else None
+    if version is not None and content is not None and not placed.looks_like(content, version):
+        with contextlib.suppress(Unavailable, OSError):
+            placed.open_to_readers(bucket, version)
 
 
 def _found_after(bucket: OpenBucket, key: bytes, taken: copy.Taken) -> tuple[os.stat_result, bool]:

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.errors import SourceMoved, StoreDamaged
 from fsrepl.model import attributes, digests
@@ -44,6 +45,9 @@ class Taken(Struct, frozen=True):
     """A program had it open for writing."""
     is_placed: bool = False
     """The view is a symlink to content in a tier, with the metadata of that version."""
+    destroyed: Version | None = None
+    """The version in a tier whose content was written into through the view; archived content is destroyed by that only
+    in its restored copy."""
     is_closed: bool = False
     """It is a directory whose attributes the daemon may not read."""
 
@@ -143,6 +147,32 @@ def take_placed(bucket: OpenBucket, version: Version, entry: ViewFile, known: Ob
     return Taken(
         found, version.size, version.digest, posix, version.attrs, version.tags, labels, racy, staged=staged,
         is_placed=True,
+    )  # fmt: skip
+
+
+def take_written(
+    bucket: OpenBucket, version: Version, fd: int, content: os.stat_result, found: os.stat_result,
+    *, is_its_place: bool, held_open: bool, progress: Callable[[int], None] | None,
+) -> Taken | None:  # fmt: skip
+    """Copy the open content in a tier that was written into through a version's view; None where it still is that of
+    the version. The metadata is the version's, with another time. Raises SourceMoved.
+
+    content, found: the status of the content, and of the symlink to it. is_its_place: the version has no other content.
+    """
+    staged = staging.token()
+    with bucket.fs.released():
+        digest = copying.copy_aside(bucket, fd, staged, progress)
+    if digest == version.digest:
+        staging.unstage(bucket, staged)
+        return None
+    if _times(bucket.fs.stat_fd(fd)) != _times(content) or (not held_open and bucket.fs.is_written(fd) is True):
+        staging.unstage(bucket, staged)
+        raise SourceMoved("the file changed during the copy")
+    posix = replace(version.posix or posix_of(content), mtime_ns=content.st_mtime_ns)
+    return Taken(
+        found, content.st_size, digest, posix, version.attrs, version.tags, attributes.label(version), False,
+        staged=staged, held_open=held_open, is_placed=True,
+        destroyed=version if is_its_place else None,
     )  # fmt: skip
 
 

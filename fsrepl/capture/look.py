@@ -19,12 +19,13 @@ from fsrepl.capture import copy
 from fsrepl.capture.copy import Taken
 from fsrepl.errors import SourceMoved, reason
 from fsrepl.model import keys
-from fsrepl.model.version import Posix
+from fsrepl.model.version import Posix, Version
 from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, NAMED, WRITING, Change, WriterWait
-from fsrepl.storage import copying, placed, posix, staging
+from fsrepl.storage import copying, placed, posix, staging, times
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.rows import Object
+from fsrepl.storage.tiers import LinkTarget
 from fsrepl.storage.view_file import open_entry
 from fsrepl.temporary import CONTROL_FILES
 
@@ -103,7 +104,10 @@ def look(
             if stat.S_ISDIR(found.st_mode):
                 return Missing()
             if bucket.link_target(at, name, found) is not None:
-                return _look_at_placed(bucket, change, known, at, name, found, now_ns)
+                return _look_at_placed(
+                    bucket, change, known, at, name, found, now_ns,
+                    writer_wait, open_for_s, in_background=in_background, progress=progress,
+                )  # fmt: skip
             if bucket.is_object(change.key, found):
                 return Same(found) if _is_unchanged(known, found) else _look_at_link(bucket, at, name, now_ns)
             if _is_left_alone(bucket, known, found):
@@ -165,13 +169,16 @@ def look(
 
 
 def _look_at_placed(
-    bucket: OpenBucket, change: Change, known: Object | None, at: int, name: bytes, found: os.stat_result, now_ns: int
-) -> Seen:
-    """A symlink that the daemon made to content in a tier: as recorded, moved here by a user, or not on record.
+    bucket: OpenBucket, change: Change, known: Object | None, at: int, name: bytes, found: os.stat_result, now_ns: int,
+    writer_wait: WriterWait, open_for_s: float, *, in_background: bool, progress: Callable[[int], None] | None,
+) -> Seen:  # fmt: skip
+    """A symlink that the daemon made to content in a tier: as recorded, moved here by a user, or not on record; or its
+    content was written into, as root may.
 
     Raises Unavailable where a tier is away that may know whose content it is: no file is gone because of that.
     """
-    if _is_unchanged(known, found):
+    is_asked = bool(change.flags & (CLOSED | WRITING))
+    if _is_unchanged(known, found) and known and not is_asked and placed.is_as_recorded(bucket, change.key, known.id):
         return Same(found)
     with open_entry(bucket, at, name, change.key) as entry:
         if entry.target is None:
@@ -179,7 +186,51 @@ def _look_at_placed(
         version = placed.version_of(bucket, change.key, entry.target)
         if version is None:
             return Missing("a symlink to content that is no version any more")
+        written = _look_at_written(
+            bucket, change, version, entry.target, found, now_ns, writer_wait, open_for_s,
+            is_asked=is_asked, in_background=in_background, progress=progress,
+        )  # fmt: skip
+        if written is not None:
+            return written
         return copy.take_placed(bucket, version, entry, known, now_ns)
+
+
+def _look_at_written(
+    bucket: OpenBucket, change: Change, version: Version, target: LinkTarget, found: os.stat_result, now_ns: int,
+    writer_wait: WriterWait, open_for_s: float,
+    *, is_asked: bool, in_background: bool, progress: Callable[[int], None] | None,
+) -> Seen | None:  # fmt: skip
+    """The content in a tier that was written into through the symlink of a view; None where it is still its version's.
+
+    found: the status of the symlink.
+    """
+    if (fd := placed.open_target(bucket, target)) is None:
+        return None
+    try:
+        content = bucket.fs.stat_fd(fd)
+        if not is_asked and placed.looks_like(content, version):
+            return None
+        is_coarse, age_ns = content.st_mtime_ns % times.SECOND_NS == 0, now_ns - content.st_ctime_ns
+        coarse_ns = max(bucket.coarse_ns, times.WHOLE_NS if is_coarse else times.TICKS_NS)
+        # once it is copied, a later write has to leave another time: see placed.holds_unrecorded
+        if abs(age_ns) < coarse_ns:
+            return Later((coarse_ns - age_ns) / 1e9, "it was written into just now")
+        written = bucket.fs.is_written(fd)
+        waits = _wait_for_writer(
+            written, content, change, writer_wait, now_ns, open_for_s, coarse_ns, temporary=False
+        )  # fmt: skip
+        if waits is not None:
+            return waits
+        if content.st_size >= writer_wait.large_file_bytes and not in_background:
+            return Large(content.st_size, content.st_blocks * 512)
+        return copy.take_written(
+            bucket, version, fd, content, found, is_its_place=placed.leads_to(target, version),
+            held_open=bool(written), progress=progress,
+        )  # fmt: skip
+    except SourceMoved:
+        return Later(0.0, "it changed during the copy")
+    finally:
+        bucket.fs.close(fd)
 
 
 def _look_at_link(bucket: OpenBucket, at: int, name: bytes, now_ns: int) -> Seen:

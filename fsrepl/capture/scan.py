@@ -21,6 +21,7 @@ from fsrepl.model import keys
 from fsrepl.region.change_queue import ARRIVED, FOUND, ChangeQueue, Watcher, WatchLimit
 from fsrepl.region.change_queue import GONE as QUEUE_GONE
 from fsrepl.region.scan_queue import Rest, Scan, Trouble, is_below
+from fsrepl.storage import placed
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING, Entry, FileType
 from fsrepl.storage.journal.rows import Object
@@ -178,12 +179,16 @@ def _compare(
     for name, kind in entries:
         if kind is regular or (trees and kind is FileType.LINK):
             scan.files += 1
-            if not _is_recorded(known.pop(name, None), bucket, fd, name):
+            if not _is_recorded(known.get(name), bucket, fd, name) or (
+                kind is not regular and has_tiers and _is_written_into(known[name], bucket, fd, path, name)
+            ):
                 changed.append(keys.join(path, name))
+            known.pop(name, None)
         elif kind is not FileType.DIRECTORY:
             if kind is FileType.LINK and has_tiers and bucket.link_target(fd, name, bucket.fs.stat(fd, name)):
                 scan.files += 1
-                if not _is_recorded(known.pop(name, None), bucket, fd, name):
+                found = known.pop(name, None)
+                if not _is_recorded(found, bucket, fd, name) or _is_written_into(found, bucket, fd, path, name):
                     changed.append(keys.join(path, name))
                 continue
             skipped.add(name)
@@ -227,6 +232,18 @@ def _begin_gone(scan: Scan, recorded: Recorded, trouble: Trouble) -> bool:
             if not (directory in scan.seen or any(is_below(directory, b) for b in blind))
         ]
     return bool(scan.gone)
+
+
+def _is_written_into(known: Object | None, bucket: OpenBucket, fd: int, path: bytes, name: bytes) -> bool:
+    """Whether the content in a tier to which a recorded view leads was written into."""
+    if known is None or known.view is None:
+        return False
+    try:
+        if bucket.link_target(fd, name, bucket.fs.stat(fd, name)) is None:
+            return False
+        return not placed.is_as_recorded(bucket, keys.join(path, name), known.view.shown)
+    except OSError:
+        return False
 
 
 def _is_recorded(known: Object | None, bucket: OpenBucket, fd: int, name: bytes) -> bool:

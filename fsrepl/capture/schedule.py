@@ -18,12 +18,14 @@ from collections.abc import Iterable
 
 from fsrepl.capture import look
 from fsrepl.capture.scan import advance
-from fsrepl.errors import FsreplError
-from fsrepl.region import delivery_queue
-from fsrepl.region.bucket_state import BucketState, Phase
-from fsrepl.region.change_queue import CHANGED, FOUND, GONE, MOVED, WatchLimit
+from fsrepl.errors import FsreplError, reason
+from fsrepl.model import keys
+from fsrepl.region import delivery_queue, tier_watches
+from fsrepl.region.bucket_state import BucketState, Damaged, Phase
+from fsrepl.region.change_queue import CHANGED, CLOSED, CONTENT, FOUND, GONE, MOVED, DirectoryEvent, WatchLimit
 from fsrepl.region.region import Region
 from fsrepl.region.scan_queue import Scan, is_below
+from fsrepl.storage import placed
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.views import following, stale
 
@@ -143,6 +145,8 @@ def start_due(region: Region, state: BucketState) -> None:
     if now_s >= state.rescan_at_s:
         begin(region, state)
         return
+    if tier_watches.is_due(region, state, now_s):
+        tier_watches.watch_again(region, state)
     look_at_mounts(region, state)
     probe_now(region, state, now_s)
     if state.trouble.polled and now_s >= state.poll_at_s:
@@ -170,6 +174,12 @@ def follow_events(region: Region) -> bool:
     while changes.directories:
         event = changes.directories[0]
         state_ = region.states.get(event.address)
+        if event.flags & CONTENT:
+            if state_ and state_.is_up:
+                _follow_content(region, state_, event)
+            changes.directories.popleft()
+            busy = True
+            continue
         if state_ and state_.is_up and not event.flags & GONE:
             following.note(state_, event.path)
             busy = True
@@ -186,6 +196,26 @@ def follow_events(region: Region) -> bool:
             begin(region, state_, event.path, arrived=True, epoch=event.epoch)
         changes.directories.popleft()
     return busy
+
+
+def _follow_content(region: Region, state: BucketState, event: DirectoryEvent) -> None:
+    """Queue the key of a content in a tier that somebody writes into; a content that no view shows is repaired."""
+    tier, _, name = event.path.partition(b"/")
+    token = name.partition(b";")[0].decode("ascii", "replace")
+    try:
+        with state.bucket.open() as bucket:
+            version = placed.version_in(bucket, tier.decode(), name)
+            is_shown = version is not None and placed.leads_there(bucket, version.key, token)
+    except (FsreplError, OSError) as error:
+        log.warning('not looked at bucket=%s content="%s": %s', event.address, keys.shown(name), reason(error))
+        begin(region, state, epoch=event.epoch)
+        return
+    if version is None:
+        return  # of a version that is gone, or another bucket's
+    if is_shown:
+        region.changes.add(event.address, [version.key], event.epoch, event.flags & ~CONTENT)
+    elif event.flags & CLOSED and version.place is not None and version.place.token == token:
+        state.damaged.append(Damaged(event.address, version.key, version.id))
 
 
 def step(region: Region) -> bool:
@@ -209,6 +239,8 @@ def _step(region: Region, state: BucketState) -> None:
     until_s = time.monotonic() + _STEP_S
     with state.bucket.open() as bucket:
         while time.monotonic() < until_s and (scan := state.scans.next()) is not None:
+            if not (scan.top or scan.seen):
+                tier_watches.watch(region, bucket)  # before the listing, as the directories'
             done = advance(
                 scan, bucket, engine.journal.versions, region.changes, engine.watcher, state.trouble,
                 state.stale.__contains__, _STEP_S, lambda path: following.note(state, path, notified=state.is_scanned),

@@ -21,7 +21,15 @@ from watchdog.observers.inotify_c import InotifyFD, Mask, WatchDescriptor, inoti
 from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
-from fsrepl.region.change_queue import ChangeQueue, DirectoryEvent, WatchLimit, directory_flags
+from fsrepl.region.change_queue import (
+    CLOSED,
+    CONTENT,
+    WRITING,
+    ChangeQueue,
+    DirectoryEvent,
+    WatchLimit,
+    directory_flags,
+)
 from fsrepl.region.subtrees import Directory, Subtrees
 
 log = logging.getLogger("fsrepl")
@@ -38,6 +46,8 @@ _MASK = Mask(
     | In.IN_ONLYDIR
     | In.IN_EXCL_UNLINK
 )
+_CONTENTS_MASK = Mask(In.IN_MODIFY | In.IN_CLOSE_WRITE | In.IN_ONLYDIR | In.IN_EXCL_UNLINK)
+"""The daemon itself writes contents elsewhere, and renames them into place."""
 _BARRIER_MASK = Mask(In.IN_CREATE | In.IN_ONLYDIR)
 _BUFFER_BYTES = 1 << 20
 _PAUSE_S = 0.005
@@ -55,6 +65,8 @@ class InotifyWatcher(InotifyFD):
         self._descriptors: dict[tuple[str, bytes], int] = {}
         self._below = Subtrees()
         self._barriers: dict[int, ChangeQueue] = {}
+        self._contents: dict[int, tuple[str, bytes]] = {}
+        """Watched directories of tiers: the bucket, and the tier."""
         self._guard = threading.Lock()
         self.sentinels: dict[bytes, int] = {}
         """Sentinels read, and the epoch that each began."""
@@ -125,6 +137,14 @@ class InotifyWatcher(InotifyFD):
                 if watch is not None and self._descriptors.get(watch[:2]) == wd:
                     self._drop(watch[:2])
                 self._barriers.pop(wd, None)
+                self._contents.pop(wd, None)
+        elif (content := self._contents.get(wd)) is not None and name:
+            changes = self._listeners[region_of(content[0])]
+            flags = CONTENT | (CLOSED if mask & In.IN_CLOSE_WRITE else WRITING)
+            event = DirectoryEvent(content[0], content[1] + b"/" + name, flags, self.epoch)
+            if not (changes.directories and changes.directories[-1] == event):
+                changes.directories.append(event)
+            touched.add(changes)
         elif wd in self._barriers:
             self.sentinels[name] = self.begin_epoch()
             touched.add(self._barriers[wd])
@@ -155,6 +175,15 @@ class InotifyWatcher(InotifyFD):
         """Watch the directory of this bucket's sentinels."""
         self._barriers[self._add(fd, _BARRIER_MASK)] = self._listeners[region_of(address)]
 
+    def watch_contents(self, address: str, tier: str, fd: int) -> bool:
+        """Watch a bucket's open directory in a tier for writes; whether it was not watched before. Raises WatchLimit,
+        OSError."""
+        with self._guard:
+            wd = self._add(fd, _CONTENTS_MASK)
+            is_new = self._contents.get(wd) != (address, tier.encode())
+            self._contents[wd] = address, tier.encode()
+            return is_new
+
     def _add(self, fd: int, mask: Mask) -> int:
         # by descriptor: a path could be replaced before the kernel resolves it
         wd = inotify_add_watch(self._inotify_fd, b"/proc/self/fd/%d" % fd, mask)
@@ -168,6 +197,9 @@ class InotifyWatcher(InotifyFD):
     def forget(self, address: str, path: bytes = b"") -> None:
         """Stop watching a directory and all below it, or a whole bucket."""
         with self._guard:
+            for wd in [wd for wd, (whose, _) in self._contents.items() if whose == address and not path]:
+                del self._contents[wd]
+                inotify_rm_watch(self._inotify_fd, WatchDescriptor(wd))
             for directory in self._below.of((address, path + b"/" if path else b"")):
                 wd = self._drop(directory)
                 self._watches.pop(wd, None)
@@ -176,6 +208,9 @@ class InotifyWatcher(InotifyFD):
     def _drop(self, directory: Directory) -> int:
         self._below.remove(directory)
         return self._descriptors.pop(directory)
+
+    def is_watching_contents(self, address: str, tier: str) -> bool:
+        return (address, tier.encode()) in list(self._contents.values())
 
     def is_watching(self, address: str, path: bytes) -> bool:
         """Whether writes in a directory of a bucket make events."""
@@ -210,7 +245,13 @@ class NoWatches:
     def watch_barrier(self, address: str, fd: int) -> None:
         raise WatchLimit
 
+    def watch_contents(self, address: str, tier: str, fd: int) -> bool:
+        raise WatchLimit
+
     def forget(self, address: str, path: bytes = b"") -> None: ...
+
+    def is_watching_contents(self, address: str, tier: str) -> bool:
+        return True  # as far as that is possible
 
     def is_watching(self, address: str, path: bytes) -> bool:
         return False

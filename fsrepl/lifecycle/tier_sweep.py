@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import NULL, Version
+from fsrepl.region import tier_watches
 from fsrepl.region.bucket_state import BucketState, Placing
 from fsrepl.region.region import Region
 from fsrepl.storage import placed, publishing, tiers, versions
@@ -67,6 +68,8 @@ def sweep(region: Region, state: BucketState, placing: Placing, names: Sequence[
             found = _Swept(troubles=dict.fromkeys(names, reason(found)))
         for name in names:
             placing.swept[name] = time.monotonic() + (_AGAIN_S if name in found.troubles else _SWEEP_S)
+        if state.is_up and len(found.troubles) < len(names):
+            tier_watches.watch_again(region, state)
         if state.is_up and found.lost:
             with region.at_work(state):
                 _bring_back(region, state, found.lost)

@@ -155,6 +155,8 @@ def _next(region: Region, state: BucketState, placing: Placing) -> _Found:
 
 
 def _judge(state: BucketState, row: Classed, found: _Found) -> None:
+    if (row.key, row.id) in state.overwritten:
+        return  # its content is fetched again first
     if (to := to_be_moved(state.bucket, row.traits, row.size)) is not None:
         if to not in state.placing.waits and from_tier(read_tier(row.traits)) not in state.placing.waits:
             found.moves[row.key, row.id] = row

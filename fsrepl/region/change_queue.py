@@ -27,9 +27,9 @@ from fsrepl.region.rotation import Rotation
 from fsrepl.settings import Capture
 
 # Flags of a queued key.
-CLOSED, MOVED, GONE, CHANGED, WRITING, FOUND, ARRIVED, NAMED = 1, 2, 4, 8, 16, 32, 64, 128
+CLOSED, MOVED, GONE, CHANGED, WRITING, FOUND, ARRIVED, NAMED, CONTENT = 1, 2, 4, 8, 16, 32, 64, 128, 256
 """Written and closed; moved into place; removed; attributes; being written; found by a scan; came with a directory;
-another name of its file changed."""
+another name of its file changed; its content in a tier was written into."""
 
 _WRITTEN = CLOSED | MOVED | WRITING | FOUND | ARRIVED
 _LEFT = Mask(In.IN_DELETE | In.IN_MOVED_FROM)
@@ -50,7 +50,8 @@ class Change(NamedTuple):
 
 
 class DirectoryEvent(NamedTuple):
-    """A directory that ARRIVED, CHANGED its attributes, or is GONE, perhaps only MOVED."""
+    """A directory that ARRIVED, CHANGED its attributes, or is GONE, perhaps only MOVED; or a CONTENT that somebody
+    writes into, with the path TIER/NAME."""
 
     address: str
     path: bytes
@@ -83,6 +84,13 @@ class Watcher(Protocol):
 
     def watch_barrier(self, address: str, fd: int) -> None:
         """Watch the directory of this bucket's sentinels. Raises WatchLimit, OSError."""
+
+    def watch_contents(self, address: str, tier: str, fd: int) -> bool:
+        """Watch a bucket's open directory in a tier for writes; whether it was not watched before. Raises WatchLimit,
+        OSError."""
+
+    def is_watching_contents(self, address: str, tier: str) -> bool:
+        """Whether a bucket's part of a tier is watched."""
 
     def begin_epoch(self) -> int:
         """Begin an epoch: changes queued from now on belong to it."""

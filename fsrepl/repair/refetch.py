@@ -14,12 +14,14 @@ from fsrepl.region.bucket_state import BucketState, Damaged, Overwritten
 from fsrepl.region.region import Region
 from fsrepl.repair import repair
 from fsrepl.storage import intents
+from fsrepl.views import hardlinks
 from fsrepl.views.hardlinks import At
 
 log = logging.getLogger("fsrepl")
 
 
 _AGAIN_S, _AGAIN_MAX_S = 5.0, 600.0
+_CAPTURED_S = 0.5
 
 
 # -- repairing damaged versions
@@ -93,6 +95,11 @@ def _fetch(region: Region, state: BucketState, at: At, overwritten: Overwritten)
     if at in state.bucket.documents.removed:
         _forget(state, at)
         return
+    with state.bucket.open() as bucket:
+        is_ready = hardlinks.empty_in_tier(region, bucket, key, version_id)
+    if not is_ready:  # what was written into the view is captured first, and shown
+        overwritten.due_s = time.monotonic() + _CAPTURED_S
+        return
     overwritten.in_background, overwritten.attempts = True, overwritten.attempts + 1
     target = repair.Target(state.bucket.address, keys.stored_path(key), version_id, marker=False)
 
@@ -105,6 +112,7 @@ def _fetch(region: Region, state: BucketState, at: At, overwritten: Overwritten)
             log.warning('not fetched bucket=%s key="%s" version=%s: %s', state.bucket.address, shown, version_id, why)
         elif found:
             _forget(state, at)
+            state.ask_to_place([key])
 
     region.in_background(
         lambda: repair.repair(region, target), finish,

@@ -30,7 +30,7 @@ from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import compare, evidence, mend, rebuild
 from fsrepl.s3 import edit_rules, rules
-from fsrepl.storage import damaged, publishing, sharing, staging, tiers, versions
+from fsrepl.storage import damaged, placed, publishing, sharing, staging, tiers, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_SPACE
 from fsrepl.storage.intents import Intent, intend
@@ -77,6 +77,9 @@ def repair(region: Region, target: Target) -> bool:
     bucket = engine.site.bucket(target.address)
     with rebuild.Elsewhere(engine.site, bucket) as elsewhere:
         version, rebuilt = region.ask(lambda: _record(region, target))
+        if version is not None and version.place is not None:
+            placed_version = version
+            region.ask(lambda: _capture_first(region, target, placed_version))
         records, _ = elsewhere.records(target.directory, target.name, target.stored, version.digest if version else b"")
         if version is None:
             version = _from_elsewhere(engine, target, records)
@@ -96,6 +99,20 @@ def repair(region: Region, target: Target) -> bool:
         else:
             log.error('not repaired bucket=%s key="%s" version=%s: there is no good copy', *_named(target, version))
         return bool(good or staged)
+
+
+def _capture_first(region: Region, target: Target, version: Version) -> None:
+    """Have the content of a tier captured that was written into through a view, before the version's own takes its
+    place. Raises Unavailable where that is to be done first. In the region's thread."""
+    known = region.engine.journal.versions.object(target.address, version.key)
+    if known is None or known.view is None or not known.view.is_link or version.place is None:
+        return
+    with region.ready(target.address).bucket.open() as bucket:
+        if not placed.is_shown(bucket, version.key, version.place):
+            return
+        if not placed.is_as_recorded(bucket, version.key, version.id):
+            region.look_at(target.address, [version.key])
+            raise Unavailable("its view was written into: that becomes a version first, and then it is fetched again")
 
 
 def _named(target: Target, version: Version) -> tuple[str, str, str]:
@@ -234,8 +251,8 @@ def _open_damaged(bucket: OpenBucket, target: Target, version: Version) -> int |
         fd = _open(bucket, target, version)
     except OSError:
         return None
-    found = bucket.fs.stat_fd(fd)
-    if found.st_size and not found.st_blocks:
+    size = bucket.fs.stat_fd(fd).st_size
+    if size and bucket.fs.next_data(fd, 0, size)[0] == size:  # blocks may be those of its attributes
         bucket.fs.close(fd)
         return None
     return fd

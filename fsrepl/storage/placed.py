@@ -2,6 +2,9 @@
 
 The symlink leads to the content in the tier, which then has the object's owner, ACL and mode, but may not be written:
 programs read it as a file, and who replaces the symlink makes a version. A content that no view shows is private.
+
+Root may write all the same, and so may the owner, who can give himself the right: the content then differs from its
+version in size or time, which a look at the key, a scan and the exchange of the symlink notice (capture/look.py).
 """
 
 from __future__ import annotations
@@ -12,10 +15,10 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from fsrepl.errors import FsreplError, Unavailable
+from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.model import keys
 from fsrepl.model.version import Place, Version
-from fsrepl.storage import versions
+from fsrepl.storage import times, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import GONE
 from fsrepl.storage.posix import apply_posix
@@ -77,13 +80,96 @@ def _versions_of(bucket: OpenBucket, key: bytes) -> Iterator[Version]:
 
 def is_shown(bucket: OpenBucket, key: bytes, place: Place) -> bool:
     """Whether the view of a key still leads to a content; also where that is unknown."""
+    return leads_there(bucket, key, place.token)
+
+
+def leads_there(bucket: OpenBucket, key: bytes, token: str) -> bool:
+    """As is_shown, by the token of the content."""
     directory, name = keys.split(key)
     try:
         at = bucket.views.get(directory)
         target = bucket.link_target(at, name, bucket.fs.stat(at, name))
     except OSError as error:
         return error.errno not in GONE
-    return target is not None and target.token == place.token
+    return target is not None and target.token == token
+
+
+def shown_content(bucket: OpenBucket, version: Version) -> os.stat_result | None:
+    """The status of the file to which the symlink of a version's content leads; None where it leads nowhere: archived
+    content that is not restored, lost content, a tier that is away."""
+    if version.place is None:
+        return None
+    try:
+        fd = bucket.tier(version.place.tier).open_shown(version.key, version.place)
+    except (OSError, Unavailable):
+        return None
+    try:
+        found = bucket.fs.stat_fd(fd)
+        return found if bucket.fs.is_regular(found) else None
+    finally:
+        bucket.fs.close(fd)
+
+
+def looks_like(found: os.stat_result, version: Version) -> bool:
+    """Whether a content in a tier has the size and the time of a version's, as every one that was not written into."""
+    if found.st_size != version.size:
+        return False
+    if version.posix is None:
+        return True
+    # a filesystem that keeps whole seconds, or even ones, cannot have the time as it was set
+    coarse_ns = 2 * times.SECOND_NS if found.st_mtime_ns % times.SECOND_NS == 0 else 1
+    return abs(found.st_mtime_ns - version.posix.mtime_ns) < coarse_ns
+
+
+def is_as_recorded(bucket: OpenBucket, key: bytes, version_id: str) -> bool:
+    """Whether the content that a view shows, which is a symlink to it, was not written into, as far as that can be seen
+    now. Raises OSError."""
+    try:
+        version = versions.read(bucket, key, version_id, marker=False)
+    except StoreDamaged:
+        return True  # other steps report it
+    content = shown_content(bucket, version) if version is not None else None
+    return version is None or content is None or looks_like(content, version)
+
+
+def open_target(bucket: OpenBucket, target: LinkTarget) -> int | None:
+    """The file to which a symlink leads, in whichever tier it is, opened to read; None where it leads nowhere. The
+    symlink is not followed."""
+    for name in bucket.bucket.root.settings.classes:
+        with contextlib.suppress(OSError, Unavailable):
+            fd = bucket.fs.open_read(bucket.tier(name).fd, target.name)
+            if bucket.fs.is_regular(bucket.fs.stat_fd(fd)):
+                return fd
+            bucket.fs.close(fd)
+    return None
+
+
+def holds_unrecorded(bucket: OpenBucket, key: bytes, target: LinkTarget) -> bool:
+    """Whether the content to which a view's symlink leads is that of no version of its key, or has a writer: then the
+    symlink stays until it is captured. Raises OSError, StoreDamaged."""
+    fd = open_target(bucket, target)
+    if fd is None:
+        return False
+    try:
+        is_written = bucket.fs.is_written(
+            fd
+        )  # first: what a writer that is gone by then has written shows in the status
+        content = bucket.fs.stat_fd(fd)
+    finally:
+        bucket.fs.close(fd)
+    return is_written is True or not any(looks_like(content, each) for each in _versions_of(bucket, key))
+
+
+def version_in(bucket: OpenBucket, tier_name: str, name: bytes) -> Version | None:
+    """The version whose content, or a restored copy of it, has a name in a tier, or had it until just now; None where
+    there is none. Raises Unavailable, OSError, StoreDamaged.
+    """
+    tier = bucket.tier(tier_name)
+    for suffix in SUFFIXES.values():
+        found = tier.read(name + suffix)
+        if found is not None and bucket.bucket.owns(found[0]):
+            return versions.read(bucket, found[1].key, found[1].id, marker=False)
+    return None
 
 
 def open_to_readers(bucket: OpenBucket, version: Version) -> None:

@@ -259,6 +259,11 @@ class OpenTier:
             raise Refused(INVALID_STATE, f"{keys.shown(key)} is archived in {self.tier}; {_RESTORE}")
         return self.fs.open_read(self.fd, keys.tier_name(place.token, key))
 
+    def open_shown(self, key: bytes, place: Place) -> int:
+        """The file to which the symlink of a version's content leads, whatever is in it now. Raises FileNotFoundError;
+        ELOOP where it leads nowhere: archived content that is not restored."""
+        return self.fs.open_read(self.fd, keys.tier_name(place.token, key))
+
     def open_stored(self, key: bytes, place: Place) -> int:
         """The file of a version's content, opened as it lies there; see decoded. Raises FileNotFoundError."""
         return self.fs.open_read(self.fd, content_name(key, place))

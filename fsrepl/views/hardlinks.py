@@ -15,7 +15,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import StoreDamaged, Unavailable
 from fsrepl.model import keys
 from fsrepl.model.version import NO_SHORTFALL, NULL, Posix, Version, Versioning
 from fsrepl.region.bucket_state import BucketState, Overwritten
@@ -24,7 +24,7 @@ from fsrepl.region.runtime import Runtime
 from fsrepl.storage import copying, intents, placed, publishing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_FILE
-from fsrepl.storage.journal.rows import Object
+from fsrepl.storage.journal.rows import Object, traits_of
 from fsrepl.storage.view_file import open_view_if_there
 from fsrepl.views import shared_record, show, stage, stale
 from fsrepl.views.decide import Leaving, Left, decide_left
@@ -242,6 +242,53 @@ def set_free_unseen(region: Region, state: BucketState, bucket: OpenBucket, key:
         return
     if (version := make_left_private(region, bucket, key, known)) is not None:
         set_free(region, state, bucket, version)
+
+
+def destroyed_in_tier(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> None:
+    """Note durably that a version's content in a tier was written into through its view, which becomes a version now:
+    the destroyed one is then fetched again. Archived content is whole: only its restored copy was written into."""
+    at = version.key, version.id
+    if at in state.overwritten or version.place is None or version.place.is_archived:
+        return
+    intent = intents.write_intents(bucket, [intents.Intent(version.key, version.id, None, intents.Act.FETCH)])
+    region.engine.syncer.staged(bucket, [(bucket.intents, intent)])
+    state.overwritten[at] = Overwritten(intent)
+    log.error(
+        'destroyed bucket=%s key="%s" version=%s: its content in tier %s was written into through its view; it is '
+        "fetched again from a bucket that has it",
+        bucket.address, keys.shown(version.key), version.id, version.place.tier,
+    )  # fmt: skip
+
+
+def empty_in_tier(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> bool:
+    """Take the place in a tier from a version that is to be fetched again: a hole stands for its content meanwhile, and
+    is served to nobody. False while a view still leads to what was written there. Raises OSError."""
+    with contextlib.suppress(StoreDamaged):
+        version = versions.read(bucket, key, version_id, marker=False)
+        if version is None or version.place is None:
+            return True
+        content = placed.shown_content(bucket, version)
+        if content is None or placed.looks_like(content, version):
+            return True  # it is whole, as after a crash between its repair and the note of that; or its tier is away
+        if placed.is_shown(bucket, key, version.place):
+            return False
+        name = staging.token()
+        fd = bucket.fs.create(bucket.tmp, name)
+        try:
+            bucket.fs.truncate(fd, version.size)
+        finally:
+            bucket.fs.close(fd)
+        staged = versions.stage_copy(bucket, name, version)
+        region.engine.syncer.staged(bucket, [(bucket.tmp, staged.name)])
+        versions.publish_moved(bucket, staged)
+        bucket.sync()
+        journal = region.engine.journal
+        with journal.transaction():
+            journal.versions.set_traits(bucket.address, [(key, version_id, traits_of(staged.version))])
+        region.engine.recent.forget(bucket.address, key, version_id)
+        with contextlib.suppress(OSError, Unavailable):  # the sweep removes what stays
+            bucket.tier(version.place.tier).remove(key, version.place)
+    return True
 
 
 def _detach(region: Region, state: BucketState, bucket: OpenBucket, version: Version, name: bytes) -> None:

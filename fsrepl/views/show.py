@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import StoreDamaged, Unavailable
 from fsrepl.model import keys
 from fsrepl.model.version import Kind, Version
 from fsrepl.model.view import View
@@ -336,6 +336,8 @@ def _let_go(
     changed. In a user's directory it is removed: there the absence of writers was known a moment before.
     opened: a descriptor of the file that was in its place just before, or -1.
     """
+    if expected.is_link and _holds_unrecorded(bucket, where, aside, key):
+        return None
     written, found = None, None
     if opened >= 0:
         # in this order: what a writer that is gone by then has written shows in the status
@@ -357,6 +359,15 @@ def _let_go(
         if found.st_nlink > 1 and expected.shown:
             record = versions.make_private(bucket, key, expected.shown, opened)
     return (expected.shown if found.st_nlink > 1 else ""), record
+
+
+def _holds_unrecorded(bucket: OpenBucket, where: int, aside: bytes, key: bytes) -> bool:
+    """Whether a symlink taken out of a view leads to content in a tier that was written into and is not captured."""
+    try:
+        target = bucket.link_target(where, aside, bucket.fs.stat(where, aside))
+        return target is not None and placed.holds_unrecorded(bucket, key, target)
+    except (StoreDamaged, Unavailable, FileNotFoundError):
+        return False
 
 
 def _has_content_of(bucket: OpenBucket, where: int, aside: bytes, key: bytes, version_id: str) -> bool:

@@ -11,6 +11,7 @@ import os
 
 from fsrepl.model import keys
 from fsrepl.model.view import View
+from fsrepl.storage import placed
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.view_file import look_at_file, open_view
@@ -44,6 +45,8 @@ def look_closely(bucket: OpenBucket, key: bytes, view: View | None) -> tuple[Loo
                 return compare(view, plain.found), plain.is_written
             with open_view(bucket, key) as opened:
                 found = opened.found if bucket.is_object(key, opened.found) else None
+                if opened.target is not None and placed.holds_unrecorded(bucket, key, opened.target):
+                    return Look.CHANGED, True
                 return compare(view, found), opened.is_written()
         except OSError as error:  # BlockingIOError: another program has a lease on it
             written = True if isinstance(error, BlockingIOError) else None

@@ -1,0 +1,41 @@
+"""Tiers are watched for writes into content that a view shows: with the scan that begins, and once a tier is back."""
+
+from __future__ import annotations
+
+import contextlib
+
+from fsrepl.errors import FsreplError
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.change_queue import WatchLimit
+from fsrepl.region.region import Region
+from fsrepl.region.scan_queue import Scan
+from fsrepl.storage.bucket import OpenBucket
+
+_AGAIN_S = 10.0
+
+
+def watch(region: Region, bucket: OpenBucket) -> bool:
+    """Watch a bucket's part of each tier that is there; whether one of them was not watched before. Where there are no
+    more watches, scans find writes."""
+    watcher, is_new = region.engine.watcher, False
+    for name in bucket.bucket.root.settings.classes if watcher is not None else ():
+        with contextlib.suppress(FsreplError, OSError, WatchLimit):
+            assert watcher is not None
+            is_new |= watcher.watch_contents(bucket.address, name, bucket.tier(name).fd)
+    return is_new
+
+
+def is_due(region: Region, state: BucketState, now_s: float) -> bool:
+    """Whether to try again to watch tiers that were away, or were unmounted since."""
+    watcher, classes = region.engine.watcher, state.bucket.root.settings.classes
+    if watcher is None or not classes or now_s < state.tiers_watch_at_s:
+        return False
+    state.tiers_watch_at_s = now_s + _AGAIN_S
+    return not all(watcher.is_watching_contents(state.bucket.address, name) for name in classes)
+
+
+def watch_again(region: Region, state: BucketState) -> None:
+    """Watch tiers that may have come back, and have all looked at that was written into them meanwhile."""
+    with contextlib.suppress(FsreplError), state.bucket.open() as bucket:
+        if watch(region, bucket):
+            state.scans.add(Scan(bucket.address, epoch=region.engine.epoch))
