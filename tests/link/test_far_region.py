@@ -199,19 +199,6 @@ def _contents(world: FarWorld, key: str) -> set[bytes]:
     return {(stored / f"{key};{version.id}").read_bytes() for version in world.of(key, DESTINATION)}
 
 
-def test_a_version_that_comes_late_does_not_become_current(either: World) -> None:
-    """G5: by creation time, whatever the order of arrival; and the same content twice is one version."""
-    either.write("k", b"one")
-    either.capture(SOURCE)
-    either.write("k", b"two")
-    either.settle()
-    either.run("tag.set", bucket=SOURCE, key=b"k", tags={"a": "b"})
-    either.settle()
-    assert either.path("k", DESTINATION).read_bytes() == b"two"
-    assert is_alike(either)
-    assert either.leftovers(DESTINATION) == []
-
-
 def test_a_view_that_is_in_the_way_is_left_alone(either: World) -> None:
     """G1: a directory of the destination's user stays; the version is in the store, and shown once the way is free."""
     either.path("k", DESTINATION).mkdir()

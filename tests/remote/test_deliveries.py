@@ -450,22 +450,6 @@ def test_a_service_that_adds_no_second_marker(
         assert sum(row.marker for row in bucket.all_versions()) == 1
 
 
-def test_damage_at_the_source_is_never_sent(tmp_path: Path, service: Service) -> None:
-    """G3: the stored content is compared with its BLAKE3 before it is sent."""
-    bucket = service.make_bucket()
-    with RemoteWorld(tmp_path, service) as world:
-        world.write("k", b"x" * 500_000)
-        world.capture(SOURCE)
-        version = world.current("k")
-        world.engine.recent.forget_data()
-        stored = world.path(f".fsrepl/versions/k;{version.id}")
-        stored.write_bytes(b"y" * 500_000)
-        world.settle()
-        (recorded,) = world.of("k")[-1].deliveries.values()
-        assert (recorded.status, recorded.reason) == (Status.FAILED, "SrcObjectNotEligible")
-        assert [each.data for each in found_in(bucket) if each.id == version.id] == []
-
-
 @EACH
 def test_large_content_goes_in_parts_and_is_resumed(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
