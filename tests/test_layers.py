@@ -7,6 +7,8 @@ import graphlib
 import re
 from pathlib import Path
 
+import pytest
+
 import fsrepl
 
 ORDER = ("errors", "temporary", "settings", "model", "s3", "remote", "link", "storage", "region", "views", "capture",
@@ -15,16 +17,27 @@ STEPS = {"capture", "replicate", "repair", "lifecycle"}
 """They do not know one another."""
 
 PACKAGE = Path(fsrepl.__file__).parent
-TREES = {
-    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
-        path.read_bytes()
-    )
-    for path in PACKAGE.rglob("*.py")
-    if path.parent != PACKAGE or path.stem in ORDER
-}
+Trees = dict[str, ast.Module]
 
 
-def imports(tree: ast.AST) -> set[str]:
+@pytest.fixture(scope="module")
+def trees() -> Trees:
+    """The files of the package by their names in imports, parsed once, by the process that runs these tests."""
+    return {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+            path.read_bytes()
+        )
+        for path in PACKAGE.rglob("*.py")
+        if path.parent != PACKAGE or path.stem in ORDER
+    }
+
+
+@pytest.fixture(scope="module")
+def graph(trees: Trees) -> dict[str, set[str]]:
+    return {name: imports(tree, trees) for name, tree in trees.items()}
+
+
+def imports(tree: ast.AST, trees: Trees) -> set[str]:
     """The files of the package that are imported anywhere in a tree."""
     found = set()
     for node in ast.walk(tree):
@@ -32,16 +45,13 @@ def imports(tree: ast.AST) -> set[str]:
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             names = {f"{node.module}.{name.name}" for name in node.names}
-            found |= {name if name in TREES else str(node.module) for name in names}
-    return found & TREES.keys()
+            found |= {name if name in trees else str(node.module) for name in names}
+    return found & trees.keys()
 
 
-GRAPH = {name: imports(tree) for name, tree in TREES.items()}
-
-
-def test_a_folder_imports_what_stands_above_it() -> None:
+def test_a_folder_imports_what_stands_above_it(graph: dict[str, set[str]]) -> None:
     """Architecture: no import goes down the order, nor from one step to another."""
-    arrows = [(name, other) for name, others in GRAPH.items() for other in others]
+    arrows = [(name, other) for name, others in graph.items() for other in others]
     folders = {arrow: (arrow[0].split(".")[1], arrow[1].split(".")[1]) for arrow in arrows}
     wrong = [
         f"{arrow[0]} -> {arrow[1]}"
@@ -51,21 +61,21 @@ def test_a_folder_imports_what_stands_above_it() -> None:
     assert wrong == []
 
 
-def test_no_circle_of_files() -> None:
+def test_no_circle_of_files(graph: dict[str, set[str]]) -> None:
     """Architecture: the files can be read one after the other, each after all its imports."""
-    graphlib.TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the circle
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-def test_imports_stand_at_the_top() -> None:
+def test_imports_stand_at_the_top(trees: Trees) -> None:
     """Architecture: none is hidden from a circle in a function or for types only. What `fsrepl` imports when a command
     is called is for a fast start.
     """
     hidden = [
         f"{name}:{node.lineno}"
-        for name, tree in TREES.items()
+        for name, tree in trees.items()
         if not name.startswith("fsrepl.cli")
         for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.If)) and imports(node)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.If)) and imports(node, trees)
     ]
     assert hidden == []
 
