@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec.structs import replace
 
@@ -29,7 +29,7 @@ from fsrepl.s3 import arn
 from fsrepl.settings import reading
 from fsrepl.storage import versions
 from fsrepl.storage.fs import Fs
-from tests import shown
+from tests import copied, shown
 from tests.doubles import UnsyncedFs
 
 SOURCE, DESTINATION = "east/src", "west/dst"
@@ -109,6 +109,9 @@ class World:
     is left to do. `restart` is the start after a crash: a new engine on the same disk.
     """
 
+    _made: ClassVar[dict[tuple[object, ...], tuple[copied.Made, list[str]]]] = {}
+    """By what they are made from: sites to copy, and the buckets that had been scanned when they were made."""
+
     def __init__(
         self,
         home: Path,
@@ -120,15 +123,29 @@ class World:
         trees: bool = False,
     ) -> None:
         self.home = home
-        states = {name: str(path) for name, path in (regions or {}).items()}
+        places = {name: str(path) for name, path in (regions or {}).items()}
         names = sorted({bucket.partition("/")[0] for bucket in buckets})
-        sites.init(home, {name: states.get(name) for name in names}, fs=UnsyncedFs())
+        what = (buckets, replicate, trees, os.geteuid(), copied.umask())
+        is_plain = fs is None and not regions and copied.is_plain(home)
+        if is_plain and what in self._made:
+            made, scanned = self._made[what]
+            made.write(home)
+            self.settings = reading.load(home / settings.FILE)
+            self._start(fs)
+            for address in scanned:
+                self.region(address).probe_buckets()
+                self.capture(address)
+            return
+        sites.init(home, {name: places.get(name) for name in names}, fs=UnsyncedFs())
         self.settings = reading.load(home / settings.FILE)
         self._start(fs)
         for bucket in buckets:
             self.run("bucket.create", bucket=bucket, versioning=True, trees=trees)
         if replicate:
             self.run("replication.enable", source=SOURCE, destination=DESTINATION)
+        if is_plain:
+            states = [state for region in self.engine.regions.values() for state in region.states.values()]
+            self._made[what] = (copied.Made.read(home), [s.bucket.address for s in states if s.is_scanned])
 
     def run(self, name: str, /, **params: object) -> dict[str, object]:
         return operations.run(self.engine, request(name, **params))
