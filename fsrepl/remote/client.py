@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import os
 import stat
 import threading
@@ -160,11 +161,23 @@ class Client:
         except BotoCoreError as error:
             raise self._unreachable(error) from error
         client.meta.events.register("before-send.s3.PutObject", self._note_request)
+        client.meta.events.register("before-send.s3", _note_sent)
         return client
 
     def _note_request(self, request: Any, **_: object) -> None:
         """Keep the request that this thread has just made ready."""
         self._sent.request = request
+
+
+class Body(io.RawIOBase):
+    """The body of a request, which knows when it is sent: before that, a signature may read all of it."""
+
+    is_sent = False
+
+
+def _note_sent(request: Any, **_: object) -> None:
+    if isinstance(request.body, Body):
+        request.body.is_sent = True
 
 
 @functools.cache

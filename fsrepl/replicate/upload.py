@@ -22,6 +22,7 @@ from fsrepl.model.version import Version
 from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
 from fsrepl.remote.bucket import Part, RemoteBucket, Sums, sums_of
+from fsrepl.remote.client import Body
 from fsrepl.remote.failures import Absent
 from fsrepl.remote.form import Form
 from fsrepl.storage import versions
@@ -38,12 +39,15 @@ _WHOLE_BYTES = 256 << 10
 """Content up to this size is read once, into memory."""
 
 
-class Section(io.RawIOBase):
+class Section(Body):
     """A section of an open file, as the body of a request."""
 
-    def __init__(self, read_at: Callable[[int, int], bytes], start: int, size: int) -> None:
-        """read_at: reads at most a number of bytes from a position of the file."""
-        self._read_at, self._start, self._size, self._at = read_at, start, size, 0
+    def __init__(
+        self, read_at: Callable[[int, int], bytes], start: int, size: int, claim: Callable[[int], None]
+    ) -> None:
+        """read_at: reads at most a number of bytes from a position of the file. claim: waits until so many may be
+        sent."""
+        self._read_at, self._start, self._size, self._at, self._claim = read_at, start, size, 0, claim
 
     def readable(self) -> bool:
         return True
@@ -55,6 +59,8 @@ class Section(io.RawIOBase):
         left = self._size - self._at
         data = self._read_at(left if size < 0 else min(size, left), self._start + self._at)
         self._at += len(data)
+        if self.is_sent:
+            self._claim(len(data))
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -106,10 +112,7 @@ def send(upload: Upload, *, data: bytes | None, large_bytes: int) -> str:
             if version.size >= max(min(large_bytes, _ONE_MAX_BYTES), PART_MIN_BYTES + 1):
                 return _send_in_parts(upload, section)
             if version.size > _WHOLE_BYTES:
-                sums = _verified(version, section)
-                found = _put(upload, section, sums)
-                upload.limiter.sent(version.size)
-                return found
+                return _put(upload, section, _verified(version, section))
             data = section.read()
     if blake3(data).digest() != version.digest:
         raise _damaged()
@@ -142,9 +145,28 @@ def _opened(upload: Upload) -> Iterator[Section]:
     except FileNotFoundError as error:
         raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
     try:
-        yield Section(lambda size, at: source.fs.read_at(fd, size, at), 0, version.size)
+        yield _section(upload, fd, 0, version.size)
     finally:
         source.fs.close(fd)
+
+
+def _section(upload: Upload, fd: int, start: int, size: int) -> Section:
+    """A section of an open file, which is sent no faster than the limit allows."""
+    fs, limiter, progress = upload.source.fs, upload.limiter, upload.progress
+
+    def claim(count: int) -> None:
+        if progress is not None:
+            may_send = progress.claim(limiter, count)
+        else:
+            may_send = limiter.claim(count, lambda: fs.interrupted)
+        if not may_send:
+            raise _stopped()
+
+    return Section(lambda count, at: fs.read_at(fd, count, at), start, size, claim)
+
+
+def _stopped() -> Unavailable:
+    return Unavailable("its copy was stopped")
 
 
 def _damaged() -> Failed:
@@ -214,7 +236,7 @@ def _send_parts(upload: Upload, upload_id: str, size: int, there: dict[int, Part
         length = min(size, total - start)
         fd = versions.open_content(source, version)
         try:
-            section = Section(lambda count, at: source.fs.read_at(fd, count, at), start, length)
+            section = _section(upload, fd, start, length)
             md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
             for chunk in section.chunks():
                 md5.update(chunk)
@@ -224,13 +246,12 @@ def _send_parts(upload: Upload, upload_id: str, size: int, there: dict[int, Part
             if known is not None and known.size == length and known.etag.strip('"') == md5.hexdigest():
                 return known, length
             sums = Sums(md5.digest(), sha256.digest())
-            part = upload.bucket.put_part(upload.name, upload_id, number, section, length, sums)
+            return upload.bucket.put_part(upload.name, upload_id, number, section, length, sums), length
+        except Unavailable:
+            _stop_if_asked(upload)  # then the request was left in the middle, and the service is not away
+            raise
         finally:
             source.fs.close(fd)
-        upload.limiter.sent(length)
-        if upload.progress is not None:
-            upload.progress.pause(upload.limiter)
-        return part, length
 
     with ThreadPoolExecutor(_PARTS_AT_ONCE if not upload.limiter.rate else 1) as pool:
         waiting = [pool.submit(send_part, number) for number in numbers]
@@ -250,4 +271,4 @@ def _send_parts(upload: Upload, upload_id: str, size: int, there: dict[int, Part
 
 def _stop_if_asked(upload: Upload) -> None:
     if upload.progress is not None and upload.progress.stop:
-        raise Unavailable("its copy was stopped")
+        raise _stopped()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from fsrepl.model import attributes
 from fsrepl.model.version import Status
+from fsrepl.region.limiter import Limiter
 from fsrepl.remote import bucket as buckets
 from fsrepl.remote import form
 from fsrepl.remote.bucket import RemoteBucket
@@ -19,6 +21,7 @@ from fsrepl.remote.client import Client
 from fsrepl.remote.failures import ServiceAway
 from fsrepl.replicate import upload
 from tests.radosgw import only_with_radosgw
+from tests.region.test_limiter import Time, assert_rate
 from tests.remote.conftest import EACH
 from tests.services import THERE, RemoteWorld, Service, current, found_in, sidecars
 from tests.world import SOURCE
@@ -567,6 +570,30 @@ def test_a_limit_holds_for_what_is_under_way(tmp_path: Path, service: Service) -
         for _ in range(50):
             uplink.turn()
         assert 0 < len(begun) <= 2
+
+
+def test_what_is_sent_to_a_service_keeps_the_limit_in_any_ten_seconds(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings, limit: within 5 %, by the bytes on the line, in parts of 5 MiB and in one request; a signature that
+    reads the content first is no sending."""
+    service.make_bucket()
+    time, rate, real = Time(), 700 << 10, HTTPConnection.send
+    sent: list[tuple[float, int]] = []
+
+    def send(connection: HTTPConnection, data: bytes) -> None:
+        sent.append((time.now_s, len(data)))
+        real(connection, data)
+
+    monkeypatch.setattr(HTTPConnection, "send", send)
+    with RemoteWorld(tmp_path, service) as world:
+        world.engine.limiter = Limiter(rate, time, time.sleep)
+        for name, size in (("in parts", 24 << 20), ("in one", 7 << 20)):
+            world.write(name, os.urandom(size))
+            world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+    assert sum(size for _, size in sent) >= 31 << 20
+    assert_rate(sent, rate)
 
 
 @EACH

@@ -145,7 +145,7 @@ def test_parts_are_as_s3_allows(size: int, rate: float) -> None:
 def test_a_section_is_a_file_of_its_own() -> None:
     """What a request reads, seeks and measures is the section, wherever it lies."""
     data = bytes(range(200))
-    section = upload.Section(lambda size, at: data[at : at + size], 50, 100)
+    section = upload.Section(lambda size, at: data[at : at + size], 50, 100, lambda _: None)
     assert (len(section), section.read(10), section.tell()) == (100, data[50:60], 10)
     assert section.seek(0, io.SEEK_END) == 100
     assert section.read() == b""
