@@ -61,6 +61,20 @@ def by_service(_: Request) -> Reply | None:
     return None
 
 
+class Cut:
+    """The network ends with one of the requests. lost: "request", which does not arrive, or its "answer"."""
+
+    def __init__(self, number: int, lost: str) -> None:
+        self.left, self._lost = number, lost
+
+    def before(self, _: Request) -> Reply | None:
+        self.left -= 1
+        return CUT if self.left < 0 or (self.left == 0 and self._lost == "request") else None
+
+    def after(self, _: Request) -> Reply | None:
+        return CUT if self.left == 0 else None
+
+
 class Between:
     """See the module; it runs until the end of a `with` block. port: the service's. answer may be replaced any time.
 

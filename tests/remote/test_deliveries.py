@@ -20,6 +20,7 @@ from fsrepl.remote.bucket import RemoteBucket
 from fsrepl.remote.client import Client
 from fsrepl.remote.failures import ServiceAway
 from fsrepl.replicate import upload
+from tests.between import Between, Cut, by_service
 from tests.radosgw import only_with_radosgw
 from tests.region.test_limiter import Time, assert_rate
 from tests.remote.conftest import EACH
@@ -266,10 +267,6 @@ def test_a_service_that_is_away_is_an_outage(tmp_path: Path, service: Service, m
 # -- crashes and a lost journal
 
 
-class Cut(Exception):
-    """The process is gone."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("service", "without_journal", "lost"),
@@ -277,40 +274,28 @@ class Cut(Exception):
     indirect=["service"],
 )
 def test_a_crash_after_any_request_doubles_nothing(
-    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, without_journal: bool, lost: str
+    tmp_path: Path, service: Service, without_journal: bool, lost: str
 ) -> None:
     """G6, G7: a kill between any two requests; the journal survives, or is lost too.
 
     lost: the last request was carried out and its answer is lost, or it never arrived.
     """
-    call = Client.call
     for number in range(1, 30):
         service.reset()
         bucket = service.make_bucket()
-        with RemoteWorld(tmp_path / str(number), service) as world:
+        home = tmp_path / str(number)
+        with Between(service.port) as between, RemoteWorld(home, service, url=between.url) as world:
             world.write("k", b"one")
             world.settle()
-            left = number
-
-            def cut(self: Client, operation: str, **params: Any) -> Any:
-                nonlocal left
-                if left <= 0 or (left == 1 and lost == "request"):
-                    left = 0
-                    raise ServiceAway("cut")
-                answer = call(self, operation, **params)
-                left -= 1
-                if not left:
-                    raise ServiceAway("cut")  # the request was carried out, and nobody heard of it
-                return answer
-
-            monkeypatch.setattr(Client, "call", cut)
+            cut = Cut(number, lost)
+            between.answer, between.after = cut.before, cut.after
             world.path("k").chmod(0o600)
             world.settle()
             world.write("k", b"two")
             world.settle()
             world.unlink("k")
             world.settle()
-            monkeypatch.setattr(Client, "call", call)
+            between.answer = between.after = by_service
             world.restart(without_journal=without_journal)
             world.settle()
             assert world.statuses() == {Status.COMPLETED}, f"cut after {number}"
@@ -319,9 +304,10 @@ def test_a_crash_after_any_request_doubles_nothing(
                 (b"one", False, False), (b"two", False, False), (b"", True, True),
             ], f"cut after {number}"  # fmt: skip
             assert found[0].metadata["mode"] == "100600"
-            if left > 0:
+            if cut.left > 0:
                 assert number > 6
                 return
+    raise AssertionError("it was cut each time")
 
 
 @EACH
