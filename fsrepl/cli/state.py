@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsrepl.errors import Unavailable
 from fsrepl.settings import reading
 
 if TYPE_CHECKING:
@@ -39,9 +42,22 @@ class State:
         return self.read_settings(os.path.realpath)
 
     def read_settings(self, real: Callable[[str], str]) -> Settings:
-        """Read the settings. real: resolves the symlinks of a region's path."""
-        self._settings = reading.load(reading.find(self.site, os.environ), real)
-        return self._settings
+        """Read the settings. real: resolves the symlinks of a region's path.
+
+        Raises Unavailable where the state folder gives no answer: nothing can be shown or done without it.
+        """
+        from fsrepl.storage import probe  # takes some milliseconds, which `--version` and completion do not need
+
+        found = reading.load(reading.find(self.site, os.environ), real)
+        if self._settings is None and probe.silent({"state": partial(_look_into, found.state)}, probe.LOOK_S):
+            raise Unavailable(f"the state of this site, {found.state}: {probe.no_answer(probe.LOOK_S)}")
+        self._settings = found
+        return found
+
+
+def _look_into(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / "identities.json").read_bytes()
 
 
 _current = State()

@@ -181,6 +181,7 @@ class Agent:
             if stuck_since_s and time.monotonic() - stuck_since_s > self._channel.silence_s:
                 engine.served.give_back_all(f"region {engine.served.name} does not answer there: a filesystem hangs")
             self._lock.keep()
+            engine.keep_state_private()
             if time.monotonic() >= next_s:
                 next_s = time.monotonic() + _BUCKETS_S
                 self._tell_buckets()

@@ -46,7 +46,8 @@ class Attaching(Region):
     def probe_buckets(self) -> None:
         """Attach the buckets that are there, suspend those that are not."""
         self._probe_at_s = time.monotonic() + PROBE_S
-        self._keep_state_private()
+        if not self.engine.threaded:  # else the daemon's own thread does it: a state that hangs is to delay no region
+            self.engine.keep_state_private()
         mine = {a: b for a, b in self.engine.site.buckets.items() if b.region == self.name}
         for address in [a for a in self.states if mine.get(a) is not self.states[a].bucket]:
             self.suspend(self.states.pop(address), Phase.AWAY, "it left the site")
@@ -56,12 +57,6 @@ class Attaching(Region):
                 with self.at_work(state):
                     self._look_after(state)
         self.probed = True
-
-    def _keep_state_private(self) -> None:
-        """Keep other users out of the state folder: it names every file of the site."""
-        with contextlib.suppress(FsreplError, OSError), self.engine.site.open_state() as at:
-            if privacy.close(self.engine.fs, at):
-                log.warning("opened state: others could look into %s; it is closed again", self.engine.site.state)
 
     def probe_now(self) -> None:
         """Probe all buckets now, without the delay after a failure: a command waits for one."""

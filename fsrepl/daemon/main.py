@@ -35,7 +35,9 @@ from fsrepl.model import clock
 from fsrepl.remote import client
 from fsrepl.replicate import thresholds
 from fsrepl.settings import Settings, reading
+from fsrepl.storage import probe
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.probe import Threads
 
 log = logging.getLogger("fsrepl")
 
@@ -43,7 +45,8 @@ log = logging.getLogger("fsrepl")
 _TURN_S, _STARTING_S = 1.0, 0.2
 """Between two turns; and before the daemon is ready, since that is waited for."""
 STDERR = 2
-_WORKERS_S = 2.0
+_WORKERS_S, _REGIONS_S, _STATE_S = 2.0, 5.0, 1.0
+"""How long a stop waits for background workers, for the regions, and for the state folder: within 10 s in all."""
 _TELL_S = 10.0
 """How often a daemon that is not ready yet logs how far it is."""
 _SWITCH_S = 0.001
@@ -167,6 +170,7 @@ class Daemon:
         self.since_ns = self.engine.site.now()
         self.ready = False
         self._tell_s = time.monotonic() + _TELL_S
+        self._state, self._state_answers = Threads(_STATE_S), True
         self.hangs = False
         """Whether threads outlived the stop: they are in a filesystem that does not answer."""
         self.hooks = Hooks(self.engine.reporter.eventlog)
@@ -220,9 +224,7 @@ class Daemon:
             thresholds.check(self.engine)
         self.engine.look_for_stuck()
         self._tell_of_transfers()
-        if self.samples.is_due(time.monotonic()):
-            self._take_sample()
-        self.lock.keep()
+        self._look_after_state()
         systemd.notify("WATCHDOG=1")
         return 0
 
@@ -244,6 +246,22 @@ class Daemon:
             return journal.deliveries.count_all_pending()
         finally:
             journal.close()
+
+    def _look_after_state(self) -> None:
+        """Keep the site's lock, and others out of the state folder; and count what is pending. In threads, since the
+        filesystem of the state may hang, and this one has to notice signals."""
+
+        def look() -> None:
+            self.lock.keep()
+            self.engine.keep_state_private()
+
+        due = {"sample": self._take_sample} if self.samples.is_due(time.monotonic()) else {}
+        answers = "state" in self._state.ask({"state": look, **due})
+        if not answers and self._state_answers:
+            log.warning(
+                "no command can be answered: the state, %s: %s", self.engine.site.state, probe.no_answer(_STATE_S)
+            )
+        self._state_answers = answers
 
     def _tell_of_transfers(self) -> None:
         """Log how far each transfer and capture is that takes long."""
@@ -285,31 +303,36 @@ class Daemon:
     def _finish(self, server: control.Server) -> None:
         """Stop within seconds: finish the current batch; the rest is pending, and found again."""
         systemd.notify("STOPPING=1")
-        server.close()
+        state = Threads(_WORKERS_S)  # its filesystem may hang
+        answers = bool(state.ask({"close": server.close}))
         self.engine.fs.interrupted = True
         self.engine.stop_workers(_WORKERS_S)  # before the regions, which finish the results of background workers
         for region in self.engine.receivers.values():
             region.stopping = True
             region.wake()
-        until_s = time.monotonic() + 8
+        until_s = time.monotonic() + _REGIONS_S
         for region in self.engine.receivers.values():
             if region.thread is not None:
-                region.thread.join(max(0.1, until_s - time.monotonic()))
+                region.thread.join(0.1 if region.pulse.is_stuck else max(0.1, until_s - time.monotonic()))
         self.watcher.stop()
         self.ready = False
-        self._take_sample()
-        self.samples.end()
-        with contextlib.suppress(OSError):
-            self.samples.save(self.engine.fs, self.engine.site.state)
         self.exporter.close()
-        self.hooks.close()
+        answers = answers and bool(state.ask({"last": self._close_state}))
         regions = [r.name for r in self.engine.receivers.values() if r.thread and r.thread.is_alive()]
-        self.hangs = bool(regions) or not self.engine.stop_workers(_WORKERS_S)
+        self.hangs = bool(regions) or not answers or not self.engine.stop_workers(_WORKERS_S)
         if self.hangs:
             log.warning("left behind regions=%s: a filesystem hangs", ",".join(regions) or "-")
         else:
             self.engine.close()
         log.info("stopped pid=%d", os.getpid())
+
+    def _close_state(self) -> None:
+        """Write what is kept in the state folder for the next start."""
+        self._take_sample()
+        self.samples.end()
+        with contextlib.suppress(OSError):
+            self.samples.save(self.engine.fs, self.engine.site.state)
+        self.hooks.close()
 
     def _gauges(self) -> list[metrics.Gauge]:
         """The exported gauges, through their own journal connection, for the exporter's threads."""

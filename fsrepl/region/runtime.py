@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from fsrepl.region.under_way import Tasks
 from fsrepl.region.workers import Workers
 from fsrepl.s3 import replication, roles
 from fsrepl.settings import Settings
+from fsrepl.storage import privacy
 from fsrepl.storage.eventlog import EventLog
 from fsrepl.storage.fs import LASTING, Fs
 from fsrepl.storage.journal import database
@@ -28,6 +30,8 @@ from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.probe import Threads
 from fsrepl.storage.site import Site
 from fsrepl.storage.sync import Syncer
+
+log = logging.getLogger("fsrepl")
 
 PUTS = "puts"
 """The pools of workers that send small objects to an S3 service, as many as its settings say."""
@@ -72,6 +76,12 @@ class Runtime:
             with database.faults_as_unavailable(path):
                 journal = database.open_or_replace(path)
         return journal
+
+    def keep_state_private(self) -> None:
+        """Keep other users out of the state folder: it names every file of the site."""
+        with contextlib.suppress(FsreplError, OSError), self.site.open_state() as at:
+            if privacy.close(self.fs, at):
+                log.warning("opened state: others could look into %s; it is closed again", self.site.state)
 
     def journal_faults_as_unavailable(self) -> contextlib.AbstractContextManager[None]:
         """Around uses of the journal: a fault of its disk is raised as Unavailable."""

@@ -17,6 +17,8 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 ANSWER_S = 5.0
+LOOK_S = 1.0
+"""For a command that shows what it can, and so does not wait long for one region of many."""
 
 Questions = Mapping[str, Callable[[], Any]]
 Asker = Callable[[Questions], dict[str, Any]]
@@ -31,14 +33,22 @@ def no_answer(within_s: float = ANSWER_S) -> str:
 
 
 def silent(questions: Questions, within_s: float = ANSWER_S) -> frozenset[str]:
-    """The questions without an answer in time, whatever the answer is."""
+    """The questions without an answer in time, whatever the answer is.
+
+    A child that has the processor, or waits for it, hangs in no filesystem: on a busy machine it has ANSWER_S.
+    """
     with selectors.DefaultSelector() as answers:
         asked = {name: _fork(what) for name, what in questions.items()}
         for name, (_, answer) in asked.items():
             answers.register(answer, selectors.EVENT_READ, name)
-        missing, until_s = set(asked), time.monotonic() + within_s
-        while missing and (left_s := until_s - time.monotonic()) > 0:
-            for key, _ in answers.select(left_s):
+        missing, began_s = set(asked), time.monotonic()
+        while missing:
+            waited_s = time.monotonic() - began_s
+            if waited_s >= within_s and (
+                waited_s >= ANSWER_S or not any(_is_runnable(asked[name][0]) for name in missing)
+            ):
+                break
+            for key, _ in answers.select(max(_RUNNABLE_S, within_s - waited_s)):
                 answers.unregister(key.fileobj)
                 missing.discard(key.data)
     for name, (child, answer) in asked.items():
@@ -48,6 +58,18 @@ def silent(questions: Questions, within_s: float = ANSWER_S) -> frozenset[str]:
         else:
             os.waitpid(child, 0)
     return frozenset(missing)
+
+
+_RUNNABLE_S = 0.02
+
+
+def _is_runnable(child: int) -> bool:
+    """Whether a process runs, or waits for nothing but the processor. Source: proc(5), stat."""
+    try:
+        with open(f"/proc/{child}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] == "R"
+    except OSError:
+        return False
 
 
 def _fork(what: Callable[[], object]) -> tuple[int, int]:

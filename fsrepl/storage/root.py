@@ -40,9 +40,9 @@ class Root:
         self._identities = identities
         self.left = ""
         """A message for users that the site no longer names the region; empty while it does."""
-        self.silent = False
-        """Whether the region did not answer a command's query: it is then not accessed, since the command would hang
-        too."""
+        self.silent_s = 0.0
+        """How long the region gave no answer to a command's query; 0 where it did. It is then not accessed, since the
+        command would hang too."""
         self.silent_tiers: frozenset[str] = frozenset()
         """The storage classes whose tiers did not answer."""
         self.keeps_private = False
@@ -79,8 +79,8 @@ class Root:
         """The root, with its identity verified. Raises Unavailable where it is offline or foreign."""
         if self.left:
             raise Usage(self.left)
-        if self.silent:
-            raise Unavailable(f"region {self.name}: {self.path}: {probe.no_answer()}")
+        if self.silent_s:
+            raise Unavailable(f"region {self.name}: {self.path}: {probe.no_answer(self.silent_s)}")
         try:
             fd = self.fs.open_root(self.path)
         except OSError as error:

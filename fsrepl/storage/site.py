@@ -122,7 +122,7 @@ class Site:
     @property
     def silent(self) -> frozenset[str]:
         """Regions that did not answer a command's query."""
-        return frozenset(name for name, root in self.roots.items() if root.silent)
+        return frozenset(name for name, root in self.roots.items() if root.silent_s)
 
     # -- the site's own folder
 
@@ -214,9 +214,9 @@ class Site:
     def region_names(self) -> str:
         return ", ".join(sorted({*self.settings.regions, *self.settings.destinations})) or "none"
 
-    def ask_regions(self, within_s: float = probe.ANSWER_S) -> None:
+    def ask_regions(self, within_s: float = probe.LOOK_S) -> None:
         """Find the regions and tiers that do not answer, using child processes. For commands."""
-        self.set_silent(probe.silent(self._questions(), within_s))
+        self.set_silent(probe.silent(self._questions(), within_s), within_s)
 
     def ask_regions_in_threads(self, ask: probe.Asker) -> None:
         """The same for a process that stays: see probe.Threads."""
@@ -229,10 +229,10 @@ class Site:
             **{tier.address: lambda tier=tier: _look_into_tier(tier) for tier in self.tiers()},
         }
 
-    def set_silent(self, names: Collection[str]) -> None:
+    def set_silent(self, names: Collection[str], after_s: float = probe.ANSWER_S) -> None:
         """Take regions and tiers for silent: nothing of them is accessed."""
         for name, root in self.roots.items():
-            root.silent = name in names
+            root.silent_s = after_s if name in names else 0.0
             classes = root.settings.classes
             root.silent_tiers = frozenset(each for each in classes if tier_address(name, each) in names)
 

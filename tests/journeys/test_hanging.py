@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from fsrepl.settings import FILE
 from tests.mounts import hanging, only_root
 from tests.site import DESTINATION, SOURCE, Site
 
@@ -32,7 +34,11 @@ def test_a_region_that_never_answers_delays_nothing_else(tmp_path: Path, place: 
             site.write("k", b"while another one hangs", OTHER)
             site.wait(OTHER)
             assert site.tree(ITS_REPLICA) == {"k": b"while another one hangs"}
-            assert site.json("status")["daemon"]["running"]
+            said = site.json("status")
+            assert said["daemon"]["running"]
+            hung = [each for each in said["buckets"] if each["bucket"].startswith(f"{place}/")]
+            assert [each["online"] for each in hung] == [False]
+            assert "no answer in 1 s" in hung[0]["trouble"]
             assert [each["Key"] for each in site.json("ls", OTHER)["Contents"]] == ["k"]
             assert site.json("why", f"{OTHER}/k")["Deliveries"][0]["Status"] == "COMPLETED"
             assert "no answer" in site.run("doctor").out
@@ -42,4 +48,33 @@ def test_a_region_that_never_answers_delays_nothing_else(tmp_path: Path, place: 
         site.write("k", b"after")
         site.wait()
         site.in_step()
+        assert "Traceback" not in site.log.read_text()
+
+
+@pytest.mark.slow
+@only_root
+def test_a_state_folder_that_never_answers_is_said_and_the_daemon_ends(tmp_path: Path) -> None:
+    """Section 7: no command can know anything of the site, and each says so instead of hanging; SIGTERM ends the
+    daemon; what was saved meanwhile is captured once the state is back."""
+    state = tmp_path / "state"
+    with Site(tmp_path, settings="") as site:
+        (site.root / FILE).write_text(f'state = "{state}"\n' + (site.root / FILE).read_text())
+        (site.root / ".fsrepl-site").rename(state)
+        site.start()
+        site.write("k", b"before")
+        site.wait()
+        with hanging(state):
+            site.write("k", b"while it hangs")
+            for command in (("status", "--json"), ("ls", SOURCE), ("why", f"{SOURCE}/k"), ("wait",), ("doctor",)):
+                said = site.run(*command)
+                assert said.code == 1
+                assert "no answer" in said.err
+                assert str(state) in said.err
+            since_s = time.monotonic()
+            assert site.stop() == 0
+            assert time.monotonic() - since_s < 100, "an order of magnitude more than it may take"
+        site.start()
+        site.wait()
+        site.in_step()
+        assert site.tree(DESTINATION) == {"k": b"while it hangs"}
         assert "Traceback" not in site.log.read_text()
