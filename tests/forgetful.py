@@ -1,17 +1,20 @@
 """A disk that loses data that was never synced: the worst result of a power cut.
 
 The machine's own filesystems cannot be made to lose data, so changes since the last sync are remembered here, and
-undone: contents and metadata of files, names in directories, or both. A file or a directory is safe once it was synced
-itself, or its whole region. Renames stay atomic, as on any filesystem with a journal: such a change is safe once one of
-its two directories is.
+undone: contents and metadata of files, names in directories, or both; or, torn, a part of them: any sectors of a file's
+content, each file's metadata or not, and of the names those up to one, since a filesystem with a journal keeps their
+order. A file or a directory is safe once it was synced itself, or its whole region. Renames stay atomic, as on any
+filesystem with a journal: such a change is safe once one of its two directories is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
+import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fsrepl.storage.fs import Fs
@@ -62,17 +65,22 @@ class ForgetfulFs(Fs):
 
     # -- the power cut
 
-    def forget(self, *, files: bool = True, names: bool = True, region: str = "") -> None:
-        """Undo all changes that were never synced; of one region only, where that has a disk of its own."""
+    def forget(self, *, files: bool = True, names: bool = True, region: str = "", torn: int | None = None) -> None:
+        """Undo all changes that were never synced; of one region only, where that has a disk of its own.
+
+        torn: a seed; a part of them is undone, as it says.
+        """
         unsafe, self._unsafe = self._unsafe, _Unsafe()
         part = f"/{region}/" if region else ""
-        for change in reversed(unsafe.names):
+        chance = random.Random(torn)
+        kept = 0 if torn is None else chance.randrange(len(unsafe.names) + 1)
+        for change in reversed(unsafe.names[kept:]):
             if names and any(part in directory for directory in change.directories):
                 with contextlib.suppress(OSError):  # part of it is undone already, with what came after it
                     change.undo()
         for file in unsafe.files.values():
             if files and part in file.where:
-                _put_back(file)
+                _put_back(file if torn is None else _torn(file, chance))
             os.close(file.handle)
 
     # -- being safe
@@ -262,6 +270,34 @@ class ForgetfulFs(Fs):
             os.rename(place + ".swap", other)
 
         self._named(from_at, to_at, undo=undo, name=new_name)
+
+
+_SECTOR = 512
+
+
+def _torn(file: _File, chance: random.Random) -> _File:
+    """A file of which some sectors are as they were when it was last safe, and others as they are now; and its metadata
+    either way. What was never written of a file that has grown is zero."""
+    path = f"/proc/self/fd/{file.handle}"
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        return file if chance.random() < 0.5 else _as_is(file, path, found)
+    whole = file if chance.random() < 0.5 else _as_is(file, path, found)
+    now, before = Path(path).read_bytes(), file.content
+    size = chance.choice((len(now), len(before)))
+    sides = [each.ljust(size, b"\0")[:size] for each in (now, before)]
+    sectors = (chance.choice(sides)[at : at + _SECTOR] for at in range(0, size, _SECTOR))
+    return replace(whole, content=b"".join(sectors))
+
+
+def _as_is(file: _File, path: str, found: os.stat_result) -> _File:
+    return replace(
+        file,
+        attributes={name: os.getxattr(path, name) for name in os.listxattr(path)},
+        mode=found.st_mode & 0o7777,
+        owner=(found.st_uid, found.st_gid),
+        mtime_ns=found.st_mtime_ns,
+    )
 
 
 def _put_back(file: _File) -> None:
