@@ -222,6 +222,7 @@ class Daemon:
         # The file that FSREPL_CLOCK names may be half written, or the journal's disk full.
         with contextlib.suppress(FsreplError), self.engine.journal_faults_as_unavailable():
             thresholds.check(self.engine)
+            self.engine.journal.give_back_space()
         self.engine.look_for_stuck()
         self._tell_of_transfers()
         self._look_after_state()

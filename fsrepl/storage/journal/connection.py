@@ -11,6 +11,10 @@ import threading
 from collections.abc import Iterator
 
 _SCHEMA_VERSION = 6
+_WAL_MAX_BYTES = 64 << 20
+"""The write-ahead log is cut to this size when all of it is in the file."""
+_FREE_MIN_BYTES, _FREE_SHARE = 16 << 20, 8
+"""Free pages are given back where they are more than this, and more than this part of the file."""
 _LOCKED_MAX_S = 60.0
 """The time for which another program, such as a backup, may keep the journal locked before that is an error."""
 _SCHEMA = """
@@ -100,7 +104,10 @@ class Connection:
             if found != _SCHEMA_VERSION:
                 raise sqlite3.DatabaseError("the journal is of another version")
             return False
+        if not found:
+            self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before WAL: it belongs to the first page
         self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute(f"PRAGMA journal_size_limit = {_WAL_MAX_BYTES}")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("PRAGMA cache_size = -16000")
         self._db.execute("PRAGMA temp_store = MEMORY")
@@ -157,6 +164,21 @@ class Connection:
                 if self._db.in_transaction:  # after some errors SQLite has already rolled back
                     self._db.execute("ROLLBACK")
                 raise
+
+    def give_back_space(self, pages: int = 1024) -> bool:
+        """Give up to so many free pages back to the filesystem, where many are free; whether any were.
+
+        They are free after a million deliveries were pending, or many versions were removed. A journal that an earlier
+        build made keeps them for new rows. Source: SQLite's documentation of auto_vacuum.
+        """
+        with self.guard:
+            (size,), (all_,), (free,) = (
+                self._db.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "page_count", "freelist_count")
+            )
+            if free * size < _FREE_MIN_BYTES or free < all_ // _FREE_SHARE:
+                return False
+            self._db.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+            return bool(self._db.execute("PRAGMA freelist_count").fetchone()[0] < free)
 
     def close(self) -> None:
         self._db.close()
