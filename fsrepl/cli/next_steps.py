@@ -39,7 +39,7 @@ OF_CODES: Mapping[str, str] = {
     "BadRequest": "`fsrepl tag ls {object}` lists the tags",
     "BucketAlreadyExists": _BUCKETS,
     "BucketAlreadyOwnedByYou": _BUCKETS,
-    "BucketNotEmpty": "`fsrepl ls {bucket} --versions` lists what it holds; --yes removes that too",
+    "BucketNotEmpty": "`fsrepl ls {bucket} --versions` lists what it holds",
     "EntityAlreadyExists": _ROLES,
     "InvalidArgument": _EDIT,
     "InvalidBucketName": "use 3 to 63 of a-z, 0-9, - and .; `fsrepl bucket create REGION/NAME` takes another name",

@@ -18,6 +18,7 @@ from msgspec import Struct
 from fsrepl.commands.doctor_facts import CAPABILITIES, Bucket, Facts, Region, Tier
 from fsrepl.commands.services import ServiceFacts
 from fsrepl.model.address import region_of
+from fsrepl.model.amounts import counted
 from fsrepl.storage import privacy
 
 _QUEUE_MIN = 16384
@@ -421,7 +422,7 @@ def _privacy(facts: Facts, bucket: Bucket, said: Mapping[str, Any]) -> Iterator[
 
 def _describe(bucket: Bucket) -> str:
     state = f"versioning {bucket['versioning']}" if bucket["versioning"] else "never versioned"
-    return f"{state}, {bucket['directories']} directories" if bucket["versioning"] else state
+    return f"{state}, {counted(bucket['directories'], 'directory', 'directories')}" if bucket["versioning"] else state
 
 
 def _tree(facts: Facts, bucket: Bucket) -> Iterator[Finding]:

@@ -261,7 +261,8 @@ def _answer(handler: Handler, visit: Visit) -> Response:
             visit.session.tell(str(error), is_error=True)
             visit.watch.look_again()
             return RedirectResponse(visit.back(), 303)
-        return visit.say(_TITLES.get(type(error), "That did not work"), str(error), _status_of(error))
+        title = next((_TITLES[each] for each in type(error).__mro__ if each in _TITLES), "That did not work")
+        return visit.say(title, str(error), _status_of(error))
     except sqlite3.Error as error:
         return visit.say("The journal cannot be read now", str(error), 503)
     except OSError as error:
@@ -271,7 +272,7 @@ def _answer(handler: Handler, visit: Visit) -> Response:
         return visit.say("An unexpected error", f"{type(error).__name__}; the console's log has it.", 500)
 
 
-_TITLES: dict[type[FsreplError], str] = {
+_TITLES: dict[type, str] = {
     NotRunning: "The daemon is not running",
     TimedOut: "No answer in time",
     Unavailable: "Not available now",

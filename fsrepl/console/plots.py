@@ -24,7 +24,7 @@ def plot(
     are bytes, of which 1,024 are the next unit. unknown: times of which nothing is known, where nothing is drawn."""
     shown = [(at, max(0.0, value)) for at, value in points if from_s <= at <= to_s]
     if len(shown) < 2:
-        return _framed(title, "no data yet", Markup(""), ago, "")
+        return _framed(title, "no figures yet", Markup(""), ago, "")
     most = max(value for _, value in shown)
     unit = 1024.0 ** int(math.log(most, 1024)) if of_bytes and most >= 1 else 1.0
     top = _ceiling(most / unit) * unit

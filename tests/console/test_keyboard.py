@@ -173,6 +173,7 @@ def test_the_overview_by_keyboard(hands: Hands, site: Site, broken: str) -> None
 def test_a_bucket_by_keyboard(hands: Hands, site: Site) -> None:
     """A folder is opened, a version looked at, restored, deleted, undeleted, downloaded, and a file is uploaded."""
     page = hands.page
+    page.on("filechooser", lambda chooser: None)  # from now on: else the browser may not know in time that it is wanted
     for content in (b"one", b"two"):
         site.write("hand/k", content)
         in_step(site)

@@ -145,6 +145,9 @@ def test_the_page_says_of_what_time_nothing_is_known() -> None:
     assert "since 15 Jan 08:00" in later
     (drawn,) = (str(each) for each in backlog.plots_of(record, now_s + 3600) if "Last day, pending:" in each)
     assert "not known now, 5 at most" in drawn
+    parts = [Sample(300, 300, 0, 30), Sample(310, 10, 4, 10)]
+    assert backlog._even(parts) == [Sample(310, 310, 4, 40)]
+    assert backlog._even(parts[:1]) == parts[:1]
     whole = [Sample(now_s - back, 300, 0) for back in range(int(DAY_S), -1, -300)]
     assert backlog.not_known(whole, now_s) == ""
     assert "no figures of the last day" in backlog.not_known([], now_s)
@@ -167,4 +170,4 @@ def test_a_plot_stays_in_its_frame() -> None:
         [(0.0, 0.0), (1.0, 430.0 * 1024)], 0, 1, title="t", text=size_text, ago="then", of_bytes=True
     )  # fmt: skip
     assert "up to 500.0 KiB" in str(in_bytes)
-    assert "no data yet" in str(plots.plot([], 0, 1, title="t", text=str, ago="then"))
+    assert "no figures yet" in str(plots.plot([], 0, 1, title="t", text=str, ago="then"))

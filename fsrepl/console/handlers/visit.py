@@ -101,8 +101,9 @@ class Visit:
         return HTMLResponse(text, status)
 
     def say(self, title: str, text: str, status: int) -> Response:
-        """A page that says one thing, as an error."""
-        return self.html(rendering.message(self.frame(), title, text, back=self.back()), status)
+        """A page that says one thing, as an error; with status 503 the doctor knows more."""
+        page = rendering.message(self.frame(), title, text, back=self.back(), asks_doctor=status == 503)
+        return self.html(page, status)
 
     def back(self) -> str:
         """The page from which the form came, or the overview. Only an address of the console itself."""

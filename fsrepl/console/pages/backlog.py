@@ -24,8 +24,17 @@ def plots_of(record: Record, now_s: float) -> list[Markup]:
     """Pending, replicated and throughput of the hour; then those of the day."""
     return [
         *_plots(record.hour, "Last hour", "1 h ago", now_s - HOUR_S, now_s),
-        *_plots(record.day, "Last day", "24 h ago", now_s - DAY_S, now_s),
+        *_plots(_even(record.day), "Last day", "24 h ago", now_s - DAY_S, now_s),
     ]
+
+
+def _even(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The samples without a short one at the end, whose rate would stand out: it is a part of the one before it."""
+    if len(samples) < 2:
+        return samples
+    *others, before, last = samples
+    is_next = last.time_s - last.seconds - before.time_s < _GAP_S
+    return [*others, before.then(last)] if is_next and last.seconds < before.seconds / 2 else samples
 
 
 def _plots(samples: Sequence[Sample], name: str, ago: str, from_s: float, now_s: float) -> list[Markup]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from fsrepl.commands.reader import Document
 from fsrepl.commands.why import Answer
 from fsrepl.console.pages.rendering import Frame, render, shown, url
-from fsrepl.model import keys
+from fsrepl.model import clock, keys
 from fsrepl.model.address import Address
+from fsrepl.model.amounts import counted
 
 
 def page(
@@ -42,12 +43,22 @@ def _record(record: Document) -> list[tuple[str, str]]:
     for name, value in record.items():
         if name in ("Key", "KeyBase64", "Deliveries"):
             continue
-        if isinstance(value, dict):
+        if name == "Posix":
+            lines += [(f"{name}: {inner}", shown(_of_posix(inner, each))) for inner, each in value.items()]
+        elif isinstance(value, dict):
             lines += [(f"{name}: {shown(str(inner))}", shown(_plain(each))) for inner, each in value.items()]
+        elif name == "ContentLength" and isinstance(value, int):
+            lines.append((name, counted(value, "byte")))
         else:
-            lines.append((name, shown(str(value))))
+            lines.append((name, shown(_plain(value))))
     return lines
 
 
+def _of_posix(name: str, value: object) -> str:
+    return clock.stamp(clock.within(value)) if name == "mtime_ns" and isinstance(value, int) else _plain(value)
+
+
 def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)

@@ -116,6 +116,6 @@ def render(template: str, frame: Frame, /, **values: object) -> str:
     return _environment().get_template(template).render(frame=frame, **values)
 
 
-def message(frame: Frame, title: str, text: str, *, back: str = "/") -> str:
-    """A page that says one thing."""
-    return render("message.html", frame, title=title, text=text, back=back)
+def message(frame: Frame, title: str, text: str, *, back: str = "/", asks_doctor: bool = False) -> str:
+    """A page that says one thing; with a link to the doctor, who knows more."""
+    return render("message.html", frame, title=title, text=text, back=back, asks_doctor=asks_doctor)
