@@ -217,6 +217,13 @@ def _is_shared(bucket: OpenBucket, version: Version, view: View) -> bool:
 def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None:
     """Remove a version for good, and show the version that is current then. Never replicated (s3-semantics, 2)."""
     engine, address, key = region.engine, bucket.address, version.key
+    looked = versions.look_at(bucket, key, version.id, marker=version.marker, asks_lock=True)
+    if looked is not None and looked.is_locked:
+        raise Refused(
+            "AccessDenied",
+            f"version {version.id} of {address}/{keys.shown(key)} is locked: nobody may remove its file "
+            "(lsattr shows it); `chattr -ia` on that file unlocks it",
+        )
     known = engine.journal.versions.object(address, key)
     left = [row for row in engine.journal.versions.versions_of(address, key) if row[0] != version.id]
     was = known.view if known else None

@@ -66,6 +66,9 @@ _OUTCOMES: Mapping[Kind, str] = {
 """The first word of a log line."""
 
 
+_REMOVALS = frozenset({Kind.REMOVE_VERSION, Kind.REMOVE_MARKER})
+
+
 class ActionGroup:
     """Actions in one bucket that share their syncs. Runs in the region's thread.
 
@@ -82,7 +85,7 @@ class ActionGroup:
         known = self.journal.versions.look_up(self.bucket.address, dict.fromkeys(each.key for each in found))
         ready = [ready for each in found if (ready := self._ready(each, known.get(each.key))) is not None]
         self._expire([each for each in ready if each.action.kind is Kind.EXPIRE])
-        self._remove([each for each in ready if each.action.kind in (Kind.REMOVE_VERSION, Kind.REMOVE_MARKER)])
+        self._remove([each for each in ready if each.action.kind in _REMOVALS])
         self._move([(each.action, each.version) for each in ready if each.action.storage_class])
 
     # -- may it be done
@@ -94,7 +97,10 @@ class ActionGroup:
             self.run.blocked += 1
             return None
         try:
-            found = versions.look_at(self.bucket, key, wanted.action.version_id, marker=wanted.marker)
+            found = versions.look_at(
+                self.bucket, key, wanted.action.version_id, marker=wanted.marker,
+                asks_lock=wanted.action.kind in _REMOVALS,
+            )  # fmt: skip
             version = versions.ensure_whole(found.version) if found else None
         except StoreDamaged:
             self.state.damaged.append(Damaged(self.bucket.address, key, wanted.action.version_id))
@@ -104,6 +110,13 @@ class ActionGroup:
             return None
         if confirmed.blocked_by:
             self.run.blocked += 1
+            return None
+        if found.is_locked:
+            self.run.blocked += 1
+            log.info(
+                'kept bucket=%s key="%s" version=%s: nobody may remove its file (chattr +i)',
+                self.bucket.address, keys.shown(key), version.id,
+            )  # fmt: skip
             return None
         ready = self._if_at_rest(_Ready(wanted.action, version, known, found.has_sidecar))
         if ready is None:

@@ -103,7 +103,14 @@ def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
     """Remove the versions of a key whose permanent removal was recorded before a crash."""
     for version_id, _, marker in journal.versions.versions_of(bucket.address, key):
         if (key, version_id) in bucket.bucket.documents.removed:
-            versions.remove(bucket, Version(key, version_id, 0, marker=marker))
+            try:
+                versions.remove(bucket, Version(key, version_id, 0, marker=marker))
+            except PermissionError as error:  # an immutable file keeps nothing else from going on
+                log.warning(
+                    'not removed bucket=%s key="%s" version=%s: %s',
+                    bucket.address, keys.shown(key), version_id, reason(error),
+                )  # fmt: skip
+                continue
             reconcile.forget_version(bucket, journal, key, version_id)
 
 

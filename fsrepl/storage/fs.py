@@ -44,6 +44,8 @@ _FICLONE = 0x40049409
 _EXTENT_ELSEWHERE = 0x02 | 0x04 | 0x08 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
 """Flags of an extent whose place is not that of its content: unknown, not allocated yet, encoded, encrypted, not
 aligned, inline, in a tail, or not written."""
+_LONG = struct.Struct("@l")
+_GET_FLAGS, _IMMUTABLE, _APPEND = 2 << 30 | _LONG.size << 16 | ord("f") << 8 | 1, 0x10, 0x20
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 0x01, 0x02
 _SYNC_FILE_RANGE_WRITE = 0x02
 _FIEMAP = 0xC020660B
@@ -505,6 +507,18 @@ class Fs:
         if not closed_next:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return False
+
+    def is_locked(self, fd: int) -> bool:
+        """Whether nobody may remove a file, root included: it is immutable, or may only be appended to (chattr +i, +a).
+
+        Source: ioctl_iflags(2).
+        """
+        flags = bytearray(_LONG.size)
+        try:
+            fcntl.ioctl(fd, _GET_FLAGS, flags)
+        except OSError:
+            return False  # the filesystem has no such flags
+        return bool(_LONG.unpack(flags)[0] & (_IMMUTABLE | _APPEND))
 
     def is_remote(self, fd: int) -> bool:
         """Whether files here are on another machine or in another program, which sets their times."""

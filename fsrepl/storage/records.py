@@ -130,7 +130,7 @@ class Record(Struct, frozen=True):
     """A stored file's record, inode and size, not yet trusted.
 
     lost: the file has lost its attributes, though the record also has another home; or it has those of another version
-    that shares the file. beside: its home is a sidecar.
+    that shares the file. beside: its home is a sidecar. locked: nobody may remove the file, as far as that was asked.
     """
 
     raw: Mapping[str, bytes]
@@ -138,28 +138,30 @@ class Record(Struct, frozen=True):
     size: int
     lost: bool = False
     beside: bool = False
+    locked: bool = False
 
     def version(self, key: bytes, stored: keys.StoredName) -> Version:
         """The version in the record. key: the spelling of its stored path. Raises StoreDamaged."""
         return attributes.decode(key, stored, self.raw, self.inode, self.size)
 
 
-def read(bucket: OpenBucket, at: int, name: bytes, path: bytes) -> Record:
+def read(bucket: OpenBucket, at: int, name: bytes, path: bytes, *, asks_lock: bool = False) -> Record:
     """The record of a file of the store, by directory and name. path: its key, or the store's spelling of it.
 
-    Raises OSError, StoreDamaged (an invalid record or sidecar).
+    asks_lock: see Record.locked. Raises OSError, StoreDamaged (an invalid record or sidecar).
     """
     fd = open_file(bucket, at, name)
     try:
         found = bucket.fs.stat_fd(fd)
         seen = record_homes.look(bucket, fd, at, name, found)
         inode = posix_of(found, bucket.fs.acl(fd) if seen.has_acl else None)
+        locked = asks_lock and bucket.fs.is_locked(fd)
     finally:
         bucket.fs.close(fd)
     if found.st_nlink > 1 and record_homes.is_anothers(seen, name, path):
-        return Record({}, inode, found.st_size, lost=True)
+        return Record({}, inode, found.st_size, lost=True, locked=locked)
     lost = seen.shared and not (attributes.did_not_fit(seen.fields) or any(map(attributes.is_ours, seen.on_file)))
-    return Record(seen.fields, inode, found.st_size, lost, seen.home is Home.SIDECAR)
+    return Record(seen.fields, inode, found.st_size, lost, seen.home is Home.SIDECAR, locked)
 
 
 # -- changing a record

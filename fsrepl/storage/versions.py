@@ -322,10 +322,11 @@ def is_beside(bucket: OpenBucket, key: bytes) -> bool:
 
 
 class Looked(NamedTuple):
-    """A version by its record, and whether that is a sidecar."""
+    """A version by its record; whether that is a sidecar, and whether nobody may remove the version."""
 
     version: Version
     has_sidecar: bool
+    is_locked: bool
 
 
 def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None = None) -> Version | None:
@@ -334,18 +335,36 @@ def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None
     return found.version if found is not None else None
 
 
-def look_at(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None = None) -> Looked | None:
-    """As read, and where the record is."""
+def look_at(
+    bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None = None, asks_lock: bool = False
+) -> Looked | None:
+    """As read, and where the record is. asks_lock: also whether the version may be removed: its stored file, or its
+    content in a tier, may be immutable."""
     last = keys.split(key)[1]
     for kind in (False, True) if marker is None else (marker,):
         try:
             at, name = bucket.stored_file(key, version_id, marker=kind)
-            record = records.read(bucket, at, name, key)
-            return Looked(record.version(key, keys.StoredName(last, version_id, kind, False)), record.beside)
+            record = records.read(bucket, at, name, key, asks_lock=asks_lock)
+            version = record.version(key, keys.StoredName(last, version_id, kind, False))
+            is_locked = record.locked or (
+                asks_lock and version.place is not None and _is_content_locked(bucket, version)
+            )
+            return Looked(version, record.beside, is_locked)
         except OSError as error:
             if error.errno not in GONE:
                 raise
     return None
+
+
+def _is_content_locked(bucket: OpenBucket, version: Version) -> bool:
+    try:
+        fd = open_stored(bucket, version)
+    except (OSError, Unavailable):
+        return False
+    try:
+        return bucket.fs.is_locked(fd)
+    finally:
+        bucket.fs.close(fd)
 
 
 def read_stored(bucket: OpenBucket, at: int, key: bytes, stored: keys.StoredName, name: bytes) -> Version:

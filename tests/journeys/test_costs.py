@@ -161,7 +161,7 @@ LIFECYCLE_LIMITS = {
     },
     "removed": {
         "close": 1.4, "open_read": 1.1, "stat_fd": 1.3, "stat": 1.3, "attribute": 1.1, "attribute_names": 1,
-        "unlink": 1.1, "changed rows": 2.1,
+        "unlink": 1.1, "changed rows": 2.1, "is_locked": 1,
     },
 }  # fmt: skip
 """`stat` includes one look of a scan at each view that is there; and a look for a sidecar, where a record is read."""

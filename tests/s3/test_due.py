@@ -144,6 +144,12 @@ def test_noncurrent_versions_and_markers_go(versioning: Versioning) -> None:
     assert done(noncurrent(1), versions, "2027-01-01", versioning) == gone
 
 
+def test_where_nothing_was_ever_versioned_nothing_is_noncurrent() -> None:
+    """5.2, the last row, the first column; and no version has a class there."""
+    assert done(noncurrent(1), stack(MAY_1), "2027-01-01", OFF) == []
+    assert done(rule(Transitions=[{"Days": 0, "StorageClass": "GLACIER"}]), stack(MAY_1), "2027-01-01", OFF) == []
+
+
 # -- 5.3: when
 
 

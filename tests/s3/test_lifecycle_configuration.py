@@ -150,6 +150,16 @@ IA = {"Days": 30, "StorageClass": "STANDARD_IA"}
         rule(Prefix="a"),
         rule(Filter={"And": {"ObjectSizeGreaterThan": 9, "ObjectSizeLessThan": 9}}),
         rule(Filter={"And": {"Tags": [TAG, TAG]}}),
+        rule(Filter={"ObjectSizeGreaterThan": -1}),
+        rule(Filter={"ObjectSizeLessThan": 0}),
+        rule(Filter={"And": {"Prefix": "a", "Tags": [TAG]}}, Expiration={"ExpiredObjectDeleteMarker": True}),
+        rule(
+            Filter=None,
+            Prefix="a",
+            NoncurrentVersionTransitions=[
+                {"NoncurrentDays": 30, "StorageClass": "GLACIER", "NewerNoncurrentVersions": 1}
+            ],
+        ),
     ],
     ids=lambda each: json.dumps(each)[:60],
 )
@@ -183,6 +193,10 @@ def test_rules_that_do_not_go_together() -> None:
         rule(NoncurrentVersionTransitions=[{"NoncurrentDays": 29, "StorageClass": "STANDARD_IA"}]),
         rule(AbortIncompleteMultipartUpload={"DaysAfterInitiation": 0}),
         rule(ID="x" * 256),
+        rule(ID="é"),
+        rule(Filter={"Prefix": "x" * 1025}),
+        rule(NoncurrentVersionTransitions=[{"NoncurrentDays": -1, "StorageClass": "GLACIER"}]),
+        rule(Transitions=[{"Date": "2026-01-01T12:00:00Z", "StorageClass": "GLACIER"}]),
     ],
     ids=lambda each: json.dumps(each)[:90],
 )
@@ -216,6 +230,17 @@ def test_names_are_unique() -> None:
         rule(Transitions=[{"StorageClass": "GLACIER"}]),
         rule(Transitions=[{"Days": 1, "Date": "2026-01-01", "StorageClass": "GLACIER"}]),
         rule(Transitions=[{"Days": 1, "StorageClass": "STANDARD"}]),
+        rule(Transitions=[{"Days": 1, "StorageClass": "REDUCED_REDUNDANCY"}]),
+        rule(Transitions=[{"Days": 1, "StorageClass": "OUTPOSTS"}]),
+        rule(Transitions=[{"Days": 1}]),
+        rule(NoncurrentVersionTransitions=[{"StorageClass": "GLACIER"}]),
+        rule(AbortIncompleteMultipartUpload={}),
+        rule(Expiration={"Days": "1"}),
+        rule(Expiration={"Days": 1.5}),
+        rule(Filter={"ObjectSizeGreaterThan": "1"}),
+        rule(Filter={"Tag": {"Key": "a"}}),
+        rule(Status=None),
+        rule(ObjectLockEnabled="Enabled"),
     ],
     ids=lambda each: json.dumps(each)[:90],
 )
