@@ -13,7 +13,9 @@ two cases the files are put back.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import functools
 import itertools
 import logging
 import stat
@@ -22,10 +24,12 @@ from collections.abc import Iterator, Mapping
 
 from msgspec import Struct
 
+from fsrepl.commands import agents
 from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.requests import RecallVersions
 from fsrepl.errors import BucketMissing, Refused, StoreDamaged, reason
 from fsrepl.model import clock, json_text, keys
-from fsrepl.model.address import region_of
+from fsrepl.model.address import Address, region_of
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Origin, Version, Versioning
 from fsrepl.repair import rebuild
@@ -156,7 +160,9 @@ def heal(engine: Engine, address: str) -> Healed:
             bucket.documents = bucket.read_documents(opened)
             healed = Healed(BroughtBack(), 0)
             if bucket.versioning is not Versioning.OFF:
-                healed = Healed(bring_back(engine, opened), _put_back(engine, opened))
+                healed = Healed(
+                    bring_back(engine, opened, functools.partial(_recall, engine)), _put_back(engine, opened)
+                )
             opened.sync()
             engine.fs.sync_all(opened.fd)
             if not _is_there(engine.fs, opened.meta, remembered.IDENTITY):
@@ -170,6 +176,13 @@ def heal(engine: Engine, address: str) -> Healed:
     )  # fmt: skip
     region.ask(lambda: region.follow(address))
     return healed
+
+
+def _recall(engine: Engine, address: str, wanted: bytes) -> bytes:
+    """Have the agent of a bucket on another machine read what it has of a lost one. Raises FsreplError."""
+    host = engine.site.hosts[region_of(address)]
+    answer = agents.perform(host, RecallVersions(Address.parse_bucket(address), wanted), within_s=None)
+    return base64.b64decode(answer["Found"])
 
 
 def _make_folders(engine: Engine, bucket: Bucket, fd: int) -> dict[str, object]:
@@ -227,19 +240,19 @@ def _is_known_elsewhere(site: Site, bucket: Bucket) -> bool:
 # -- files that are missing
 
 
-def services_of(site: Site, address: str) -> list[str]:
-    """The buckets of S3 services that a bucket's rules lead to, by the site's copy of them."""
+def far_destinations(site: Site, address: str) -> list[str]:
+    """The buckets of S3 services and of other machines that a bucket's rules lead to, by the site's copy of them."""
     document = remembered.document(site, address, remembered.REPLICATION)
     if document is None:
         return []
     found = replication.read_replication(document, source=address, named=site.named)
-    return sorted({rule.destination for rule in found.rules if region_of(rule.destination) in site.services})
+    return sorted({rule.destination for rule in found.rules if region_of(rule.destination) in site.destinations})
 
 
 def not_asked(site: Site, bucket: Bucket) -> tuple[str, ...]:
     """Why buckets that may have versions of a lost bucket cannot be read now."""
-    services = {region_of(address) for address in services_of(site, bucket.address)}
-    away = {why for name in services if (why := site.services[name].trouble())}
+    regions = {region_of(address) for address in far_destinations(site, bucket.address)}
+    away = {why for name in regions if (why := site.destinations[name].trouble())}
     with rebuild.Elsewhere(site, bucket) as elsewhere:
         return tuple(sorted(away | {*elsewhere.away.values()}))
 

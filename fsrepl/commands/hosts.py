@@ -8,9 +8,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fsrepl.commands import settings_text, versioning
+from fsrepl.commands import agents, settings_text, versioning
 from fsrepl.commands.sites import attach_region, fill_again, write_settings
-from fsrepl.daemon import control, requests
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import (
     AddRegion,
@@ -18,6 +17,7 @@ from fsrepl.daemon.requests import (
     Examine,
     LookAtHost,
     OnBucket,
+    RecallVersions,
     RemoveBucket,
     Request,
     SetTrees,
@@ -27,7 +27,7 @@ from fsrepl.errors import Usage
 from fsrepl.link.host import ANSWER_S, Host
 from fsrepl.model.address import Address
 from fsrepl.model.version import Versioning
-from fsrepl.repair import verify_host
+from fsrepl.repair import from_hosts, verify_host
 from fsrepl.s3 import arn
 from fsrepl.settings import Settings, reading
 from fsrepl.storage.site import Site
@@ -81,7 +81,7 @@ def _fill(engine: Engine, name: str) -> dict[str, object]:
     host, number, away = engine.site.hosts[name], 0, list[str]()
     for address in engine.site.destinations_in(name):
         if host.versioning(address) is None:
-            _perform(host, CreateBucket(Address.parse_bucket(address), versioning=True))
+            agents.perform(host, CreateBucket(Address.parse_bucket(address), versioning=True))
         filled, whys = fill_again(engine, address)
         number, away = number + filled, away + whys
     return {"Refilled": number, "NotAsked": sorted(set(away))}
@@ -96,7 +96,7 @@ def perform(engine: Engine, request: Request) -> dict[str, object] | None:
         return None
     _CHECKS[type(request)](engine, request)
     within_s = None if isinstance(request, Examine) else ANSWER_S  # it reads content; the connection's end ends it
-    answer = _perform(engine.site.hosts[request.region], request, within_s)
+    answer = agents.perform(engine.site.hosts[request.region], request, within_s)
     if isinstance(request, SetVersioning):
         answer |= versioning.cut_off(engine.site, str(request.bucket), Versioning(request.status))
     return answer
@@ -108,20 +108,18 @@ def examine(engine: Engine, request: Examine) -> dict[str, object]:
     return {"Found": base64.b64encode(found).decode()}
 
 
+def recall(engine: Engine, request: RecallVersions) -> dict[str, object]:
+    """At the agent's side: see repair/from_hosts.py."""
+    found = from_hosts.recall(engine.site.bucket(str(request.bucket)), request.wanted)
+    return {"Found": base64.b64encode(found).decode()}
+
+
 def look(engine: Engine, request: LookAtHost) -> dict[str, object]:
     """The buckets of such a region, by address with their versioning. Raises Unavailable, Usage."""
     host = engine.site.hosts.get(request.name)
     if host is None:
         raise Usage(engine.site.no_region(request.name))
     return {"Buckets": host.all_buckets()}
-
-
-def _perform(host: Host, request: Request, within_s: float | None = ANSWER_S) -> dict[str, Any]:
-    answer = host.ask(requests.encode(request), within_s)
-    if "error" in answer:
-        raise control.raised(answer["error"])
-    found: dict[str, Any] = answer["ok"]
-    return found
 
 
 def _check_new(engine: Engine, request: CreateBucket) -> None:

@@ -316,6 +316,7 @@ OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
         _does(requests.GetSite, lambda e, r: {"Site": str(Path(e.settings.path).parent)}),
         _does(requests.Retry, _retry),
         _does(requests.Examine, hosts.examine),
+        _does(requests.RecallVersions, hosts.recall),
         _does(requests.LookAtHost, hosts.look),
     ]
 )

@@ -196,15 +196,15 @@ def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
     answer: dict[str, object] = {"Name": name, "Path": absolute, "Buckets": sorted({*found, *lost})}
     if not replace:
         return answer
-    from_services = [address for address in lost if address not in found and heal.services_of(engine.site, address)]
-    filled = [_bring_back(engine, address) for address in from_services]
-    filled += [fill_again(engine, address) for address in lost if address not in from_services]
+    from_afar = [a for a in lost if a not in found and heal.far_destinations(engine.site, a)]
+    filled = [_bring_back(engine, address) for address in from_afar]
+    filled += [fill_again(engine, address) for address in lost if address not in from_afar]
     away = sorted({why for _, whys in filled for why in whys})
     return answer | {"Refilled": sum(number for number, _ in filled), "NotAsked": away}
 
 
 def _bring_back(engine: Engine, address: str) -> tuple[int, list[str]]:
-    """Fill a lost bucket with all that others have of it, S3 services among them; as _fill_again."""
+    """Fill a lost bucket with all that others have of it, S3 services and other machines among them; as fill_again."""
     healed = heal.heal(engine, address)
     return healed.brought.fetched, list(healed.brought.away)
 

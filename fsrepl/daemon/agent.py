@@ -260,6 +260,9 @@ class Agent:
                 return self._status(self._engine)
             case requests.GetSamples():
                 return {"Hour": [], "Day": []}  # the site's daemon keeps them
+            case requests.GetProgress():
+                task = self._engine.tasks.find(request.of)
+                return {"Done": task.done, "Total": task.total}
             case requests.GetStatusPage():
                 return live.page(self._engine, str(request.bucket), request.list, request.after)
             case requests.ExplainObject():
@@ -270,7 +273,7 @@ class Agent:
                 raise Refused("InvalidRequest", DESTINATION_ONLY)
             case _:
                 answer = self._commands.run(self._engine, request)
-        if not isinstance(request, requests.Examine):
+        if not isinstance(request, _READING):
             self._engine.served.ask(self._engine.served.probe_now)
             self._tell_buckets()
         return answer
@@ -290,8 +293,9 @@ class Agent:
         }
 
 
+_READING = (requests.Examine, requests.RecallVersions)
 FROM_SITE = (
-    requests.CreateBucket, requests.SetVersioning, requests.SetTrees, requests.RemoveBucket, requests.Examine,
+    requests.CreateBucket, requests.SetVersioning, requests.SetTrees, requests.RemoveBucket, *_READING,
 )  # fmt: skip
 """What the site may ask for: with --root, nothing that leads out of the region."""
 _NOT_HERE = (

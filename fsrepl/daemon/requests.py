@@ -387,6 +387,13 @@ class Examine(OnBucket, frozen=True):
     versions: bytes
 
 
+class RecallVersions(OnBucket, frozen=True):
+    """Have the agent of a bucket on another machine read what came from a lost one: see repair/from_hosts.py."""
+
+    op = "heal.recall"
+    wanted: bytes
+
+
 class LookAtHost(Request, frozen=True):
     """Ask a region on another machine for its buckets, over the daemon's connection."""
 

@@ -12,7 +12,7 @@ from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.model import clock, keys
 from fsrepl.model.version import NULL, Status, Version
 from fsrepl.region.runtime import Runtime
-from fsrepl.repair import evidence, from_services, rebuild, repair
+from fsrepl.repair import evidence, from_hosts, from_services, rebuild, repair
 from fsrepl.storage import posix, publishing, remembered, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.view_file import open_view
@@ -30,7 +30,7 @@ class BroughtBack(Struct, frozen=True):
     """Why other buckets could not be read."""
 
 
-def bring_back(engine: Runtime, bucket: OpenBucket) -> BroughtBack:
+def bring_back(engine: Runtime, bucket: OpenBucket, recall: from_hosts.Recall) -> BroughtBack:
     """Restore the versions of a lost store, as far as they are found. Other regions are only read."""
     fetched = kept = lost = 0
     with rebuild.Rebuilder(engine.site, bucket, engine.journal) as rebuilder:
@@ -45,16 +45,16 @@ def bring_back(engine: Runtime, bucket: OpenBucket) -> BroughtBack:
             batch.add(staged)
             fetched += 1
         batch.publish()
-        for remote in from_services.destinations(engine, bucket):
+        for address, restored in _from_afar(engine, bucket, recall):
             try:
-                for brought in from_services.restore(engine, bucket, remote):
+                for brought in restored:
                     if brought is None:
                         lost += 1
                     else:
                         batch.add(brought)
                         fetched += 1
             except FsreplError as error:
-                away = (*away, f"{remote.address}: {error}")
+                away = (*away, f"{address}: {error}")
             batch.publish()
         for found in _from_journal(engine, bucket, rebuilder):
             if found is None:
@@ -64,6 +64,16 @@ def bring_back(engine: Runtime, bucket: OpenBucket) -> BroughtBack:
                 kept += 1
         batch.publish()
     return BroughtBack(fetched, kept, lost, away)
+
+
+def _from_afar(
+    engine: Runtime, bucket: OpenBucket, recall: from_hosts.Recall
+) -> Iterator[tuple[str, Iterator[versions.Staged | None]]]:
+    """What buckets of S3 services, and of regions on other machines, have of the versions; by their addresses."""
+    for remote in from_services.destinations(engine, bucket):
+        yield remote.address, from_services.restore(engine, bucket, remote)
+    for address in from_hosts.destinations(engine, bucket):
+        yield address, from_hosts.restore(engine, bucket, address, recall)
 
 
 class _Batch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
@@ -67,7 +67,8 @@ def restore(engine: Runtime, bucket: OpenBucket, remote: RemoteBucket) -> Iterat
                 for each in found:
                     if versions.has(bucket, each.version.key, each.version.id):
                         continue
-                    staged = _stage(engine, bucket, remote, each)
+                    chunks = [each.data] if each.data is not None else remote.content(each.name, each.id)
+                    staged = stage(engine, bucket, remote.address, each.version, chunks)
                     if staged is not None or not engine.journal.versions.has_version(bucket.address, each.version):
                         yield staged  # what the journal knows is counted from there
                 for marker in _markers(engine, bucket, remote, rows, found, ids):
@@ -95,7 +96,7 @@ def _fetch(bucket: OpenBucket, remote: RemoteBucket, rows: Sequence[Listed]) -> 
             continue
         data = b"".join(remote.content(row.name, row.id)) if head.size <= left_bytes else None
         left_bytes -= len(data or b"")
-        found.append(Fetched(_as_it_was(bucket, remote.address, version), row.name, row.id, data))
+        found.append(Fetched(as_it_was(bucket, remote.address, version), row.name, row.id, data))
     return found
 
 
@@ -103,8 +104,8 @@ def _origin(bucket: OpenBucket) -> str:
     return f"replica:{bucket.address}"
 
 
-def _as_it_was(bucket: OpenBucket, address: str, version: Version) -> Version:
-    """A version as its source had it: delivered to the service, and to be delivered to its other destinations."""
+def as_it_was(bucket: OpenBucket, address: str, version: Version) -> Version:
+    """A version as its source had it: delivered to the bucket that has it, and to be delivered to others."""
     version = replace(version, origin=Origin.USER, source="", storage_class="")
     posix = version.posix
     if posix is not None and posix.uid < 0:  # its owner was not sent
@@ -117,11 +118,12 @@ def _as_it_was(bucket: OpenBucket, address: str, version: Version) -> Version:
     return replace(version, deliveries=deliveries)
 
 
-def _stage(engine: Runtime, bucket: OpenBucket, remote: RemoteBucket, found: Fetched) -> versions.Staged | None:
-    """Write a version into .fsrepl/tmp; None where its content does not match its BLAKE3."""
+def stage(
+    engine: Runtime, bucket: OpenBucket, address: str, version: Version, chunks: Iterable[bytes]
+) -> versions.Staged | None:
+    """Write a version into .fsrepl/tmp; None where its content does not match its BLAKE3. address: where it is from."""
     name = staging.token()
     fd = bucket.fs.create(bucket.tmp, name)
-    chunks = [found.data] if found.data is not None else remote.content(found.name, found.id)
     hashed = digests.Passing(engine.limiter.paced(chunks, lambda: bucket.fs.interrupted))
     try:
         for chunk in hashed:
@@ -131,12 +133,12 @@ def _stage(engine: Runtime, bucket: OpenBucket, remote: RemoteBucket, found: Fet
         raise
     finally:
         bucket.fs.close(fd)
-    if hashed.digest() != found.version.digest:
+    if hashed.digest() != version.digest:
         staging.unstage(bucket, name)
-        where = remote.address, keys.shown(found.version.key), found.version.id
+        where = address, keys.shown(version.key), version.id
         log.error('damaged bucket=%s key="%s" version=%s: its content does not match its BLAKE3', *where)
         return None
-    return versions.stage_copy(bucket, name, found.version)
+    return versions.stage_copy(bucket, name, version)
 
 
 def _markers(
@@ -157,4 +159,4 @@ def _markers(
             version_id, created_ns = ids.next(max(int(row.modified_s * 1e9), *(ns + 1 for ns in before), 0))
             marker = Version(key, version_id, created_ns, True)
         if (marker.key, marker.id) not in bucket.bucket.documents.removed:
-            yield _as_it_was(bucket, remote.address, marker)
+            yield as_it_was(bucket, remote.address, marker)

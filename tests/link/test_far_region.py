@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from fsrepl.daemon.served_region import ServedRegion
 from fsrepl.errors import FsreplError, Refused, Unavailable, Usage
 from fsrepl.model.address import Address
 from fsrepl.model.version import Status
+from fsrepl.repair import from_hosts
 from fsrepl.settings import reading
 from fsrepl.storage import listing
 from fsrepl.storage.site import Site
@@ -606,7 +608,9 @@ def test_commands_there_are_answered_by_the_agent(world: FarWorld) -> None:
     with pytest.raises(Refused, match="`fsrepl wait` there"):
         control.ask(str(state), requests.Wait(None))
     assert control.ask(str(state), requests.GetSamples()) == {"Hour": [], "Day": []}
-    own = {requests.GetStatus, requests.GetStatusPage, requests.GetSamples, requests.ExplainObject, requests.Wait}
+    assert control.ask(str(state), requests.GetProgress("none")) == {"Done": 0, "Total": 0}
+    about_it = {requests.GetStatus, requests.GetStatusPage, requests.GetSamples, requests.GetProgress}
+    own = about_it | {requests.ExplainObject, requests.Wait}
     assert set(requests.KINDS.values()) == operations.OPERATIONS.keys() | own
 
 
@@ -651,3 +655,87 @@ def test_a_lost_region_there_is_filled_again(world: FarWorld) -> None:
     world.run("region.add", name="west", path=f"ssh://host{world.far}", replace=True)
     world.settle()
     assert is_alike(world)
+
+
+@pytest.mark.parametrize("without_journal", [False, True])
+@pytest.mark.parametrize("trees", [False, True])
+def test_a_dead_source_comes_back_from_there(
+    memory: Path, monkeypatch: pytest.MonkeyPatch, trees: bool, without_journal: bool
+) -> None:
+    """G5, G7: all versions and markers, with ids, times and metadata; small content a page at a time, large in parts;
+    what was made there is not taken for the source's, and nothing is sent again."""
+    monkeypatch.setattr(from_hosts, "_PAGE_ITEMS", 2)
+    monkeypatch.setattr(from_hosts, "_PAGE_BYTES", 3000)
+    monkeypatch.setattr(from_hosts, "_SMALL_BYTES", 2000)
+    monkeypatch.setattr(from_hosts, "_PART_BYTES", 1500)
+    with FarWorld(memory, trees=trees) as world:
+        if trees:
+            world.run("bucket.trees", bucket=DESTINATION, on=True)
+        for data in (b"one", b"two" * 400, b"three" * 1000):
+            world.write("d/k", data)
+            world.write("gone", data)
+            world.settle()
+        world.unlink("gone")
+        for number in range(7):
+            world.write(f"d/f{number}", random.Random(number).randbytes(number * 700))
+        world.write("empty", b"")
+        world.write(os.fsdecode(b"caf\xe9"), b"latin")
+        world.write("n" * 240, b"hashed name")
+        if trees:
+            world.path("d/folder").mkdir()
+            world.link("l", "d/k")
+            os.link(world.path("d/k"), world.path("other"))
+        world.drop("tagged", b"tagged", tags={"class": "blue"})
+        path = world.path("d/k")
+        path.chmod(0o640)
+        os.setxattr(path, "user.long", b"x" * 3000)
+        world.settle()
+        world.write("theirs", b"made there", DESTINATION)
+        world.disconnect()  # the next agent finds it
+        world.settle()
+        tree, ids, records = world.tree(SOURCE), world.ids(SOURCE), world.records(SOURCE)
+        there = world.ids(DESTINATION)
+        shutil.rmtree(world.settings.regions["east"].path)
+        world.restart(without_journal=without_journal)
+        answer = world.run("region.add", name="east", path=str(memory / "disk2"), replace=True)
+        assert (answer["Refilled"], answer["NotAsked"]) == (sum(map(len, ids.values())), [])
+        world.settings = world.engine.settings
+        world.settle()
+        assert (world.tree(SOURCE), world.ids(SOURCE)) == (tree, ids)
+        assert {at: found[:3] for at, found in world.records(SOURCE).items()} == {
+            at: found[:3] for at, found in records.items()
+        }
+        assert world.statuses() == {Status.COMPLETED}
+        assert {**world.ids(DESTINATION), b"theirs": []} == {**there, b"theirs": []}
+        assert verify(world) == []
+
+
+def test_damage_there_is_not_taken_for_what_was_lost(memory: Path) -> None:
+    """G3: content that does not match its BLAKE3 is left out, and the number of lost versions says so."""
+    with FarWorld(memory) as world:
+        world.write("k", b"data")
+        world.write("good", b"good")
+        world.settle()
+        stored = world.path(f".fsrepl/versions/k;{world.current('k').id}", DESTINATION)
+        stored.write_bytes(b"atad")
+        shutil.rmtree(world.path(bucket=SOURCE))
+        answer = world.run("bucket.adopt", bucket=SOURCE, although_away=True)
+        assert (answer["Fetched"], answer["Lost"]) == (1, 1)
+        world.settle()
+        assert world.tree(SOURCE) == {"good": b"good"}
+
+
+def test_a_region_there_that_is_away_is_said_before_anything_is_restored(world: FarWorld) -> None:
+    """Without it versions would be lost: that is a decision of a person."""
+    world.write("k", b"data")
+    world.settle()
+    shutil.rmtree(world.path(bucket=SOURCE))
+    world.why_away = "the network is gone"
+    world.disconnect()
+    until(lambda: world.engine.site.hosts["west"].connection is None, "the connection has ended")
+    with pytest.raises(Refused, match="the network is gone"):
+        world.run("bucket.adopt", bucket=SOURCE)
+    world.why_away = ""
+    assert world.run("bucket.adopt", bucket=SOURCE)["Fetched"] == 1
+    world.settle()
+    assert world.tree(SOURCE) == {"k": b"data"}
