@@ -146,7 +146,7 @@ def apply(
     key, taken = change.key, seen if isinstance(seen, copy.Taken) else None
     _note(region, state, change, known, seen)
     if taken is not None and taken.kind is not Kind.DIRECTORY:
-        names.look_at_others(region, change, taken)
+        names.look_at_others(region, bucket, change, taken)
     is_stale = key in state.stale
     judged = partial(
         judge.judge, seen, known, _Evidence(region, bucket, key, known, taken, is_stale), is_stale=is_stale,

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 
 from fsrepl.capture import copy
-from fsrepl.model import keys
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Kind, Version
+from fsrepl.model.view import view_of
 from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, MOVED, NAMED, WRITING, Change
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
@@ -23,21 +25,42 @@ from fsrepl.views import link_groups
 _SHOWN_MAX = 3
 
 
-def look_at_others(region: Region, change: Change, taken: copy.Taken) -> None:
+def look_at_others(region: Region, bucket: OpenBucket, change: Change, taken: copy.Taken) -> None:
     """Queue the other names of a changed view's file, in the epoch of that change.
 
-    A scan finds all names by itself, and a name that was queued here does not queue the others again.
+    A scan finds all names by itself, and a name that was queued here does not queue the others again. Nor is one queued
+    that has the content and metadata that were just read: another name was made, as of each file by `cp -al`.
     """
     if taken.found.st_nlink == 1 or change.flags == FOUND:
         return
     if change.flags & NAMED and not change.flags & (CLOSED | MOVED | WRITING):
         return
-    for key, known in region.engine.journal.versions.names_of(change.address, taken.found.st_ino).items():
+    journal, seen = region.engine.journal.versions, []
+    for key, known in journal.names_of(change.address, taken.found.st_ino).items():
         view = known.view
         if key == change.key or view is None or view.is_like(taken.found):
             continue
         only_edited = known.digest == taken.digest and view.shown == known.id
+        if only_edited and view.has_content_of(taken.found) and _is_recorded(region, bucket, key, known.id, taken):
+            seen.append((key, view_of(taken.found, known.id, racy=taken.racy)))
+            continue
         region.changes.add(change.address, [key], change.epoch, NAMED | (CHANGED if only_edited else ARRIVED))
+    if seen:
+        journal.see_all(change.address, seen)
+
+
+def _is_recorded(region: Region, bucket: OpenBucket, key: bytes, version_id: str, taken: copy.Taken) -> bool:
+    """Whether a version has the metadata that was read from its file, and nothing of it is to be written down."""
+    try:
+        version = region.engine.recent.version(bucket.address, key, version_id)
+        version = version or versions.read(bucket, key, version_id, marker=False)
+    except StoreDamaged:
+        return False
+    if version is None or versions.has_lost_record(version) or versions.is_file_of(bucket, version, taken.found):
+        return False
+    own = taken.attrs if taken.kind is Kind.FILE else None
+    labelled = attributes.VERSION_ID in taken.labels
+    return metadata.seen(version, taken.posix, own, taken.tags, labelled=labelled) == version
 
 
 def linked_to(region: Region, bucket: OpenBucket, key: bytes, taken: copy.Taken) -> tuple[bytes, str] | None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from fsrepl.capture import copy
 from fsrepl.model.version import Posix, Status, Version
 from fsrepl.model.view import view_of
+from fsrepl.region.change_queue import ARRIVED
 from fsrepl.views.link_groups import latest_of
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
@@ -257,6 +259,30 @@ def test_directories_of_equal_files_that_change_places_make_no_version(tmp_path:
         world.settle()
         world.settle()
         assert [len(world.of(key)) for key in ("a/f", "b/f")] == [1, 1]
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_new_name_has_no_other_name_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: bool) -> None:
+    """`cp -al` once more of a tree with many copies; an edit that came with it is seen at every name all the same."""
+    with World(tmp_path, trees=True) as world:
+        world.write("a", b"content")
+        os.link(world.path("a"), world.path("b"))
+        world.settle()
+        taken = []
+        take = copy.take_copy
+        monkeypatch.setattr(copy, "take_copy", lambda *args, **more: taken.append(args[2]) or take(*args, **more))
+        os.link(world.path("a"), world.path("c"))
+        if edited:
+            os.setxattr(world.path("c"), "user.note", b"value")
+        world.region().changes.add(SOURCE, [b"c"], world.engine.epoch, ARRIVED)
+        world.engine.run_until_idle()
+        assert sorted(taken) == ([b"a", b"b", b"c"] if edited else [b"c"])
+        assert all(world.look_of(key, DESTINATION) == world.look_of("c") for key in ("a", "b", "c"))
+        assert groups(world, DESTINATION) == [["a", "b", "c"]]
+        taken.clear()
+        world.settle()
+        assert taken == []
         world.stays_quiet()
 
 
