@@ -18,7 +18,7 @@ from fsrepl.model.version import NULL, Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.region import delivery_queue, halting, limits
 from fsrepl.region.bucket_state import BucketState, Damaged
-from fsrepl.region.change_queue import ARRIVED, FOUND, GONE, Change
+from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, GONE, Change
 from fsrepl.region.region import Region
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -68,14 +68,17 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         if number and time.monotonic() > until_s:
             left = changes[number:]
             break
-        if _is_recorded_removal(state, change, objects.get(change.key)):
+        known = objects.get(change.key)
+        if _is_recorded_removal(state, change, known):
             state.note_skipped(change.key, there=False)
             stale.retry_blocked(region, state)
             continue
-        if state.captures_singly or change.key in state.set_aside:
-            _take_singly(region, state, bucket, change, objects.get(change.key))
+        if _is_as_recorded(state, bucket, change, known):
             continue
-        new = look_at_key(region, state, bucket, change, objects.get(change.key))
+        if state.captures_singly or change.key in state.set_aside:
+            _take_singly(region, state, bucket, change, known)
+            continue
+        new = look_at_key(region, state, bucket, change, known)
         if new is None:
             continue
         batch.append(new)
@@ -96,6 +99,24 @@ def _is_recorded_removal(state: BucketState, change: Change, known: Object | Non
         return False
     waits = (state.deferred, state.stale, state.copying, state.set_aside, state.faults, state.unreadable)
     return not any(change.key in keys_ for keys_ in waits)
+
+
+def _is_as_recorded(state: BucketState, bucket: OpenBucket, change: Change, known: Object | None) -> bool:
+    """Whether a view is as it was recorded, and nothing else is to be done for its key: labels that the daemon writes,
+    and views that it makes, make events too."""
+    key = change.key
+    if known is None or known.view is None or change.flags & (CLOSED | GONE | FOUND):
+        return False
+    if known.view.is_link or keys.is_directory(key):
+        return False
+    if key in state.deferred or key in state.stale or key in state.copying or key in state.unapplied:
+        return False
+    if key in state.set_aside or key in state.faults or key in state.unreadable:
+        return False
+    try:
+        return look.is_unchanged(known, bucket.view_status(key))
+    except OSError:
+        return False
 
 
 def _with_directories(region: Region, state: BucketState, changes: Sequence[Change]) -> list[Change]:
@@ -168,7 +189,7 @@ def look_at_key(
     if change.key in state.copying:
         region.defer(state, change, AGAIN_AT_LEAST_S, "the file is being copied")
         return None
-    with _set_aside(region, state, change):
+    try:
         if change.key in state.unapplied:
             edits.finish_unapplied(region, state, bucket, change.key)
             known = region.engine.journal.versions.object(bucket.address, change.key)
@@ -180,7 +201,9 @@ def look_at_key(
             region.defer(state, change, again_s, seen.why, opened=seen.opened)
             return None
         return _apply(region, state, bucket, change, known, seen)
-    return None
+    except Exception as error:
+        _defer_after(region, state, change, error)
+        return None
 
 
 def _apply(
@@ -199,12 +222,19 @@ def _set_aside(region: Region, state: BucketState, change: Change) -> Iterator[N
     """Defer a key after any error, so that it delays no other key."""
     try:
         yield
-    except (OSError, FsreplError) as error:
+    except Exception as error:
+        _defer_after(region, state, change, error)
+
+
+def _defer_after(region: Region, state: BucketState, change: Change, error: Exception) -> None:
+    if isinstance(error, (OSError, FsreplError)):
         put_off(region, state, change, error)
-    except sqlite3.Error:  # the journal's error, not this key's: see Worker.turn
-        raise
-    except Exception:
-        log.exception('set aside bucket=%s key="%s": unexpected error', change.address, keys.shown(change.key))
+    elif isinstance(error, sqlite3.Error):  # the journal's error, not this key's: see Worker.turn
+        raise error
+    else:
+        log.error(
+            'set aside bucket=%s key="%s": unexpected error', change.address, keys.shown(change.key), exc_info=error
+        )
         state.set_aside[change.key] = UNEXPECTED
         region.defer(state, change, SET_ASIDE_S, UNEXPECTED)
 

@@ -109,12 +109,12 @@ def look(
                     writer_wait, open_for_s, in_background=in_background, progress=progress,
                 )  # fmt: skip
             if bucket.is_object(change.key, found):
-                return Same(found) if _is_unchanged(known, found) else _look_at_link(bucket, at, name, now_ns)
+                return Same(found) if is_unchanged(known, found) else _look_at_link(bucket, at, name, now_ns)
             if _is_left_alone(bucket, known, found):
                 return Same(found)
             # a device, say, mounted over the file
             return Skipped(MOUNTED) if bucket.fs.is_mount(at, name) else Missing("not a regular file")
-        if _is_unchanged(known, found) and not change.flags & CLOSED:
+        if is_unchanged(known, found) and not change.flags & CLOSED:
             return Same(found)
         fd = bucket.fs.open_read(at, name)
     except PermissionError as error:
@@ -178,7 +178,7 @@ def _look_at_placed(
     Raises Unavailable where a tier is away that may know whose content it is: no file is gone because of that.
     """
     is_asked = bool(change.flags & (CLOSED | WRITING))
-    if _is_unchanged(known, found) and known and not is_asked and placed.is_as_recorded(bucket, change.key, known.id):
+    if is_unchanged(known, found) and known and not is_asked and placed.is_as_recorded(bucket, change.key, known.id):
         return Same(found)
     with open_entry(bucket, at, name, change.key) as entry:
         if entry.target is None:
@@ -250,7 +250,7 @@ def _look_at_directory(
         return Missing()
     if bucket.fs.is_mount(at, name):
         return Skipped(MOUNTED)
-    if not bucket.bucket.trees or _is_unchanged(known, found):
+    if not bucket.bucket.trees or is_unchanged(known, found):
         return Same(found)
     is_closed = False
     try:
@@ -272,7 +272,7 @@ def _is_left_alone(bucket: OpenBucket, known: Object | None, found: os.stat_resu
     return bucket.fs.is_link(found) and known is not None and known.view is not None and known.view.is_same(found)
 
 
-def _is_unchanged(known: Object | None, found: os.stat_result) -> bool:
+def is_unchanged(known: Object | None, found: os.stat_result) -> bool:
     """Whether a view is as recorded, and shows the current version."""
     if known is None or known.marker or known.view is None or known.view.racy:
         return False

@@ -7,14 +7,13 @@ import errno
 import os
 from collections.abc import Collection, Mapping, Sequence
 
-from fsrepl.model import attributes, metadata
+from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Posix, Version
 from fsrepl.model.view import View
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import ACL, DOES_NOT_FIT, LASTING, UNSUPPORTED
 from fsrepl.storage.posix import view_metadata
-from fsrepl.storage.view_file import open_view_if_there
 
 
 def label_view(bucket: OpenBucket, version: Version, view: View, *, status_only: bool = False) -> View | None:
@@ -22,10 +21,19 @@ def label_view(bucket: OpenBucket, version: Version, view: View, *, status_only:
 
     Raises OSError where that is impossible now.
     """
-    with open_view_if_there(bucket, version.key, LASTING) as opened:
-        if opened is None or not opened.is_regular:  # a symlink takes no attributes
+    if keys.is_directory(version.key):
+        return None
+    directory, name = keys.split(version.key)
+    try:
+        fd = bucket.fs.open_read(bucket.views.get(directory), name)
+    except OSError as error:
+        if error.errno in LASTING:  # as a symlink, which takes no attributes
             return None
-        fd, before = opened.fd, opened.found
+        raise
+    try:
+        before = bucket.fs.stat_fd(fd)
+        if not bucket.fs.is_regular(before):
+            return None
         # Where it is the stored file as well, the daemon's write of the record there has changed its ctime.
         if not view.is_like(before) and not (before.st_nlink > 1 and view.has_content_of(before)):
             return None
@@ -44,6 +52,8 @@ def label_view(bucket: OpenBucket, version: Version, view: View, *, status_only:
         if not view.has_content_of(found) or not _is_unedited(bucket, fd, version, before, found, names):
             return None
         return bucket.view(found, view.shown, racy=view.racy)
+    finally:
+        bucket.fs.close(fd)
 
 
 def _is_unedited(

@@ -9,14 +9,18 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from watchdog.observers.inotify_c import InotifyConstants as In
 
 from fsrepl.capture import look
+from fsrepl.capture.look import Seen
 from fsrepl.commands.documents import objects
+from fsrepl.region.change_queue import CHANGED, CLOSED, GONE, WRITING, Change
 from fsrepl.storage import listing
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import Fs
 from tests.doubles import FailingFs
 from tests.world import DESTINATION, SOURCE, World
@@ -41,6 +45,35 @@ def contents(world: World, key: str) -> list[bytes]:
     found = world.history(SOURCE).get(key.encode(), [])
     stored = world.path(f".fsrepl/versions/{key}")
     return [Path(f"{stored};{version.id}").read_bytes() for version in found if not version.marker]
+
+
+def test_an_event_of_a_view_that_is_as_recorded_costs_no_look(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7: labels and views that the daemon makes are events too. Edits, writes and removals are looked at."""
+    real, looked = look.look, list[bytes]()
+
+    def counted(bucket: OpenBucket, change: Change, *rest: Any, **more: Any) -> Seen:
+        looked.append(change.key)
+        return real(bucket, change, *rest, **more)
+
+    monkeypatch.setattr(look, "look", counted)
+    for key in ("still", "edited", "written", "removed"):
+        world.write(key, b"x")
+    world.settle()
+    looked.clear()
+    world.path("edited").chmod(0o600)
+    world.write("written", b"more")
+    world.unlink("removed")
+    flags = {b"still": CHANGED | WRITING, b"edited": CHANGED, b"written": WRITING | CLOSED, b"removed": GONE}
+    for key, what in flags.items():
+        world.region().changes.add(SOURCE, [key], 0, what)
+    world.region(DESTINATION).changes.add(DESTINATION, [b"still"], 0, WRITING)
+    assert world.engine.run_until_idle()
+    assert set(looked) == {b"edited", b"written", b"removed"}
+    assert world.current("edited").posix == replace(world.look_of("edited")[0], acl=None)
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    world.region().changes.add(SOURCE, [b"still"], 0, WRITING | CLOSED)  # through a mapping, its times may be the same
+    assert world.engine.run_until_idle()
+    assert looked[-1] == b"still"
 
 
 @pytest.mark.parametrize("size", [10, LARGE_BYTES])
