@@ -1,10 +1,11 @@
-"""The Debian package: built by its one command, then installed, used and purged in a machine of its own."""
+"""The Debian package, built by its one command, then installed, used and purged in a machine of its own; and by uv."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,34 @@ def test_a_package_is_built_installed_used_and_purged(tmp_path: Path) -> None:
     )  # fmt: skip
     assert used.returncode == 0, used.stdout + used.stderr
     assert "next: fsrepl init /etc/fsrepl" in used.stdout
+
+
+UV = ROOT / ".venv" / "bin" / "uv"
+
+
+@pytest.mark.slow(5)
+@pytest.mark.skipif(not UV.exists(), reason="uv is not installed; tests/run installs it")
+def test_uv_installs_it_as_a_tool(tmp_path: Path) -> None:
+    """`uv tool install '.[console]'`: the command works, and the console has all that it imports."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "fsrepl", source / "fsrepl", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    index = ["--default-index", url] if (url := os.environ.get("PIP_INDEX_URL")) else []
+    done = subprocess.run(
+        [UV, "tool", "install", "--quiet", "--python", sys.executable, *index, ".[console]"],
+        cwd=source, capture_output=True, text=True, check=False,
+        env={**os.environ, "UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    command, site = tmp_path / "bin" / "fsrepl", tmp_path / "site"
+    made = subprocess.run([command, "init", site], cwd="/", capture_output=True, text=True, check=True, timeout=60)
+    assert f"site {site}" in made.stdout
+    with subprocess.Popen(
+        [command, "--site", site, "console", "--listen", ""], cwd="/", stdout=subprocess.PIPE, text=True
+    ) as console:  # fmt: skip
+        try:
+            assert console.stdout is not None
+            assert console.stdout.readline() == f"console of {site}\n"
+        finally:
+            console.terminate()
