@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from msgspec.structs import replace
@@ -27,11 +24,10 @@ from fsrepl.storage import blocks as maps
 from fsrepl.storage import copying, hashing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED
+from fsrepl.storage.read_back import ReadBack
 
 PAGE_BYTES = 4096
 """The unit in which a changed block is compared with what is in its place in the base."""
-_FOLLOWS_BYTES = 2 << 20
-"""What is written is read back in parts of at least this size."""
 _WRITTEN_BYTES = 8 << 20
 """So much is written to the disk at once."""
 _RESERVED_MAX = 256
@@ -79,7 +75,7 @@ class _LargeFile(StagedFile):
     ) -> None:
         super().__init__(bucket, fd, name, replica, linked=linked, sidecar=sidecar)
         self._again = again
-        self._read_back: _ReadBack | None = None
+        self._read_back: ReadBack | None = None
         self._written = 0
         """Up to here the kernel was told to write it to the disk."""
         self.compares = False
@@ -98,7 +94,7 @@ class _LargeFile(StagedFile):
         cloned = base is not None and is_new and bool(plan.kept) and self._clone(base)
         fs.truncate(self.fd, blocks.size)
         self.compares = bool(plan.kept)
-        self._read_back = _ReadBack(self.bucket, self.name, on_read, past_cache=cloned)
+        self._read_back = ReadBack(self.bucket, self.name, on_read, past_cache=cloned)
         for span, is_filled in self._steps(plan, base, cloned=cloned, is_new=is_new):
             self._is_final(span.at)
             if not is_filled():
@@ -237,62 +233,3 @@ class _LargeFile(StagedFile):
                 self.bucket.fs.sync_file(fd)
             finally:
                 self.bucket.fs.close(fd)
-
-
-class _ReadBack:
-    """A thread that reads a file back and hashes it while it is written, in order, by others.
-
-    past_cache: the file is a clone, of which the page cache has nothing yet, and needs nothing.
-    """
-
-    def __init__(
-        self, bucket: OpenBucket, name: bytes, on_read: Callable[[int], None] | None, *, past_cache: bool
-    ) -> None:
-        self._fs, self._on_read = bucket.fs, on_read
-        self._fd = bucket.fs.open_read(bucket.tmp, name)  # of its own: it may be read directly, and not be written so
-        self._changed = threading.Condition()
-        self._final, self._complete, self._cancelled = 0, False, False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-read-back")
-        self._read = hashing.PastCache(self._fs, self._fd) if past_cache else None
-        self._found = self._thread.submit(self._hash)
-
-    def _hash(self) -> hashing.Hashed:
-        try:
-            return hashing.content(self._fs, self._fd, told=self._told, read=self._read, final=self._wait)
-        finally:
-            self._fs.close(self._fd)
-
-    def follow(self, at: int) -> None:
-        """All before a place is as it stays."""
-        with self._changed:
-            self._final = max(self._final, at)
-            self._changed.notify()
-
-    def _wait(self, at: int) -> int:
-        with self._changed:
-            self._changed.wait_for(lambda: self._final >= at + _FOLLOWS_BYTES or self._complete or self._cancelled)
-            self._raise_if_cancelled()
-            return self._final if self._complete else self._final // PAGE_BYTES * PAGE_BYTES  # as direct reads need
-
-    def _told(self, done: int) -> None:
-        self._raise_if_cancelled()
-        if self._on_read is not None:
-            self._on_read(done)
-
-    def _raise_if_cancelled(self) -> None:
-        if self._cancelled:
-            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-
-    def result(self, size: int) -> hashing.Hashed:
-        """The digest of the whole file, which is complete. Raises OSError."""
-        with self._changed:
-            self._final, self._complete = size, True
-            self._changed.notify()
-        with self._thread:
-            return self._found.result()
-
-    def cancel(self) -> None:
-        with self._changed:
-            self._cancelled = True
-            self._changed.notify()
-        self._thread.shutdown()

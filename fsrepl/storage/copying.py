@@ -12,6 +12,7 @@ from fsrepl.model import attributes, digests
 from fsrepl.storage import blocks, hashing, record_homes, shared_blocks, staging
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
+from fsrepl.storage.read_back import ReadBack
 
 _ZEROS = bytes(1 << 20)
 _COPY_BYTES = 64 << 20
@@ -86,7 +87,11 @@ def copy_large(
     """
     to, again = staging.open_lasting(bucket, lasting)
     try:
-        found = _cloned(bucket, to, fd, told, alike) or _copied(bucket, to, fd, told, again=again)
+        found = _cloned(bucket, to, fd, told, alike)
+        if found is None and not again:
+            found = _copied(bucket, to, lasting, fd, told)
+        if found is None:
+            found = _compared(bucket, to, fd, told)
         bucket.fs.sync_file(to)
         bucket.fs.rename(bucket.tmp, lasting, bucket.tmp, name)
     except OSError as error:
@@ -140,22 +145,50 @@ def _shared_digest(bucket: OpenBucket, fd: int, key: bytes, version_id: str) -> 
     return b""
 
 
-def _copied(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None, *, again: bool) -> hashing.Hashed:
+def _copied(
+    bucket: OpenBucket, to: int, name: bytes, fd: int, told: Callable[[int], None] | None
+) -> hashing.Hashed | None:
+    """Copy a file, not through this process, and hash the copy meanwhile; None where the filesystem cannot.
+
+    What is hashed is the copy: the file may be written to between two reads of one place.
+    """
+    fs, size = bucket.fs, bucket.fs.stat_fd(fd).st_size
+    _reserve(bucket, to, fd)
+    fs.truncate(to, size)
+    read_back = ReadBack(bucket, name, told, blocks=True)
+    try:
+        end = 0
+        while end < size:  # a hole is read back as a whole, as in every other pass: see digests.Hasher.zeros
+            start, end = fs.next_data(fd, end, size)
+            for at in range(start, end, _STARTED_BYTES):
+                copy_part(bucket, fd, to, at, at, min(_STARTED_BYTES, end - at), share=False)
+                read_back.follow(min(end, at + _STARTED_BYTES))
+        if (left := fs.stat_fd(fd).st_size) >= size:
+            return read_back.result(size)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return None
+    finally:
+        read_back.cancel()
+    fs.truncate(to, left)  # it was cut short meanwhile
+    return hashing.content(fs, to, blocks=True, told=told)
+
+
+def _compared(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None) -> hashing.Hashed:
+    """Go on with a copy that an earlier try left: what is there is compared with the file, and written where it
+    differs."""
     fs, started = bucket.fs, 0
     _reserve(bucket, to, fd)
 
     def write(piece: hashing.Piece) -> None:
         nonlocal started
         if piece.data is None:
-            if again:
-                _empty(bucket, to, piece)
+            _empty(bucket, to, piece)
             return
-        if again and fs.read_at(to, piece.size, piece.at) == bytes(piece.data):
+        if fs.read_at(to, piece.size, piece.at) == bytes(piece.data):
             return
-        for at in range(0, piece.size, len(_ZEROS)):
-            part = piece.data[at : at + len(_ZEROS)]
-            if again or part[0] or part[-1] or bytes(part) != _ZEROS[: len(part)]:
-                fs.write_at(to, part, piece.at + at)
+        fs.write_at(to, piece.data, piece.at)
         if (size := piece.at + piece.size - started) >= _STARTED_BYTES:
             fs.start_writing(to, started, size)
             started += size

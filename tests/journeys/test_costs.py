@@ -219,7 +219,7 @@ class CountingBytes(UnsyncedFs):
         return copied
 
     def copy_within(self, from_fd: int, to_fd: int, from_at: int, to_at: int, count: int, *, share: bool = True) -> int:
-        self.found["kept"] += (copied := super().copy_within(from_fd, to_fd, from_at, to_at, count, share=share))
+        self.found["copied"] += (copied := super().copy_within(from_fd, to_fd, from_at, to_at, count, share=share))
         return copied
 
     def start_writing(self, fd: int, at: int, count: int) -> None:
@@ -237,11 +237,11 @@ class CountingBytes(UnsyncedFs):
 
 LARGE = 32 << 20
 LARGE_LIMITS = {
-    "any": {"read": 2.01, "written": 1.01, "start_writing": 9, "sync_file": 10, "sync_all": 4},
-    "new": {"sent": 1},
-    "changed": {"kept": 1, "sent": 0.0101, "compared": 0.7},
-    "appended": {"kept": 1, "sent": 0.004, "compared": 0.02},
-    "renamed": {"kept": 1.01},
+    "any": {"read": 2.01, "start_writing": 9, "sync_file": 10, "sync_all": 4},
+    "new": {"copied": 1, "sent": 1},
+    "changed": {"copied": 2, "sent": 0.0101, "compared": 0.7},
+    "appended": {"copied": 2.01, "sent": 0.004, "compared": 0.02},
+    "renamed": {"copied": 2.01},
 }
 """Calls, and bytes a byte of content."""
 _CALLS = {"start_writing", "sync_file", "sync_all"}

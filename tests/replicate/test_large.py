@@ -20,11 +20,11 @@ import pytest
 from msgspec import structs
 
 from fsrepl.daemon import engine
-from fsrepl.model import blockmap
+from fsrepl.model import blockmap, digests
 from fsrepl.model.version import Status
 from fsrepl.replicate import sending
 from fsrepl.settings import reading
-from fsrepl.storage import hashing, staging
+from fsrepl.storage import copying, staging
 from tests import mounts
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
 from tests.forgetful import ForgetfulFs
@@ -52,6 +52,7 @@ def set_up(world: World) -> None:
 @pytest.fixture
 def world(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(sending, "_CHUNK", 256 << 10)
+    monkeypatch.setattr(copying, "_STARTED_BYTES", 256 << 10)
     with World(memory) as made:
         set_up(made)
         yield made
@@ -321,26 +322,51 @@ def test_what_was_sent_is_read_back_while_the_rest_is_sent(world: World) -> None
     assert world.tree(DESTINATION) == world.tree(SOURCE)
 
 
-def test_a_copy_is_written_while_the_rest_is_hashed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 9: a capture that copies takes little longer than the slower of reading, hashing and writing."""
-    monkeypatch.setattr(hashing, "BUFFER_BYTES", 256 << 10)
+def test_a_copy_is_made_by_the_kernel_and_hashed_meanwhile(world: World) -> None:
+    """Section 9: a capture that copies takes little longer than the copy. What is hashed is the copy: the file may be
+    written to through a mapping, which no time tells of."""
 
     class Waiting(UnsyncedFs):
-        has_gone_on = threading.Event()
+        is_read = threading.Event()
 
         def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
-            if at >= 5 * (256 << 10):
-                self.has_gone_on.set()
+            assert "/capture." in os.readlink(f"/proc/self/fd/{fd}")
+            self.is_read.set()
             return super().read_into(fd, buffer, at)
 
-        def write_at(self, fd: int, data: memoryview | bytes, at: int) -> None:
-            assert at or self.has_gone_on.wait(20)
-            super().write_at(fd, data, at)
+        def copy_within(self, *args: int, share: bool = True) -> int:
+            assert args[2] < SIZE * 3 // 4 or self.is_read.wait(20)
+            return super().copy_within(*args, share=share)
+
+        def write_at(self, *_: object) -> None:
+            raise AssertionError("content was copied through this process")
 
     world.restart(fs=Waiting())
     world.write("k", content())
     capture(world)
     assert world.current("k").size == SIZE
+
+
+def test_a_file_that_is_cut_short_during_its_capture_is_captured_as_it_is(world: World) -> None:
+    """G2: nothing is made of what was read before, neither then nor, where the file never rests, at last."""
+
+    class Cutting(UnsyncedFs):
+        def copy_within(self, *args: int, share: bool = True) -> int:
+            if args[2] >= SIZE // 2:
+                os.truncate(world.path("k"), SIZE // 4)
+            return super().copy_within(*args, share=share)
+
+    world.restart(fs=Cutting())
+    region = world.region()
+    region.writer_wait = structs.replace(region.writer_wait, open_quiet_s=-1.0, open_max_s=0.0)
+    with world.path("k").open("w+b", buffering=0) as file:
+        file.write(content())
+        world.settle()
+    world.settle()
+    for version in world.of("k"):
+        data = Path(f"{world.path('.fsrepl/versions/k')};{version.id}").read_bytes()
+        assert (data, version.digest) == (content()[: SIZE // 4], digests.of(data))
+    assert world.tree(DESTINATION) == {"k": content()[: SIZE // 4]}
 
 
 def test_nothing_of_an_interrupted_transfer_is_believed(world: World) -> None:
@@ -363,7 +389,7 @@ def test_nothing_of_an_interrupted_transfer_is_believed(world: World) -> None:
 def test_an_interrupted_capture_goes_on(world: World) -> None:
     """G7: what was copied before is compared with the file, and not written again."""
     world.write("k", content(SIZE * 2))
-    world.restart(fs=DiesInTheMiddle("write_at", 5))
+    world.restart(fs=DiesInTheMiddle("copy_within", 20))
     with pytest.raises(PowerCut):
         world.settle()
     assert [name.partition(".")[0] for name in world.leftovers(SOURCE)] == ["tmp/capture"]
@@ -380,6 +406,11 @@ class Counting(UnsyncedFs):
 
     written = 0
 
+    def copy_within(self, *args: int, share: bool = True) -> int:
+        copied = super().copy_within(*args, share=share)
+        self.written += copied
+        return copied
+
     def write_at(self, fd: int, data: memoryview | bytes, at: int) -> None:
         self.written += len(data)
         super().write_at(fd, data, at)
@@ -388,7 +419,7 @@ class Counting(UnsyncedFs):
 def test_a_file_that_changed_since_is_captured_as_it_is(world: World) -> None:
     """G2: what an interrupted capture left is no state of the file, and becomes none."""
     world.write("k", content(SIZE * 2))
-    world.restart(fs=DiesInTheMiddle("write_at", 5))
+    world.restart(fs=DiesInTheMiddle("copy_within", 20))
     with pytest.raises(PowerCut):
         world.settle()
     world.write("k", content(SIZE, 2) + bytes(1 << 20))
@@ -550,7 +581,9 @@ def test_a_version_that_cannot_be_read_is_not_waited_for(world: World, edit: str
 
     class BadSector(UnsyncedFs):
         def copy_within(self, *args: int, share: bool = True) -> int:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            if "/dst/" in os.readlink(f"/proc/self/fd/{args[0]}"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().copy_within(*args, share=share)
 
     world.write("k", content())
     world.settle()
