@@ -55,6 +55,10 @@ class Daemon:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def written_bytes(self) -> int:
+        """What it wrote to disks so far. Source: proc_pid_io(5), write_bytes."""
+        return int(Path(f"/proc/{self.process.pid}/io").read_text().split("\nwrite_bytes: ")[1].split()[0])
+
     def peak_bytes(self) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024

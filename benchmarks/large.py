@@ -6,7 +6,8 @@
     killed     the daemon, with kill -9 at half of a new file, and started again
     verified   with a cold page cache, beside one thread of BLAKE3 over the same files
 
-Each line has the seconds, their ratio to the peer's, and the bytes that crossed. All of it is on the filesystem of DIR.
+Each line has the seconds, their ratio to the peer's, the bytes that crossed, and what it cost the daemon: processor
+time, and the bytes that it wrote to the disk. All of it is on the filesystem of DIR.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 from daemons import DESTINATION, SOURCE, Daemon, daemon
@@ -32,6 +33,14 @@ _LOOK_S = 0.001
 _REST_S, _RESTS = 12.0, 5
 """Before each act the disk rests. A key that changes again waits for so many times as long as its last capture took,
 which is not to be measured."""
+
+
+class Took(NamedTuple):
+    """What an act took: seconds, and of the daemon's, processor time in seconds and bytes written to the disk."""
+
+    seconds: float
+    cpu_s: float
+    written: int
 
 
 def large(folder: Path, size: int) -> None:
@@ -53,9 +62,9 @@ def _measure(site: Daemon, home: Path, size: int) -> None:
     whole = _timed(lambda: _run("rsync", "-a", "--fsync", aside, home / "rsynced"))
     (home / "rsynced").unlink()
     ours = _until(site, "big", lambda: aside.rename(file))
-    calm_s = time.monotonic() + _RESTS * ours
+    calm_s = time.monotonic() + _RESTS * ours.seconds
     _tell("new", ours, "cp, sync", cp, _crossed(site, "big"), size)
-    print(f"  {'':28} {ours / whole:5.2f} x rsync -a --fsync ({whole:.2f} s)")
+    print(f"  {'':28} {ours.seconds / whole:5.2f} x rsync -a --fsync ({whole:.2f} s)")
 
     for what, new_bytes, act in (
         ("1 % of the pages changed", size // 100, _change),
@@ -63,7 +72,7 @@ def _measure(site: Daemon, home: Path, size: int) -> None:
         ("10 MB appended", 10 * MB, _append),
     ):
         ours = _until(site, "big", lambda act=act: act(file), calm_s)  # type: ignore[misc]
-        calm_s = time.monotonic() + _RESTS * ours
+        calm_s = time.monotonic() + _RESTS * ours.seconds
         peer = _timed(lambda: _synced(home, "rsync", "-a", "--inplace", "--no-whole-file", file, mirror))
         _tell(what, ours, "rsync --inplace, sync", peer, _crossed(site, "big"), new_bytes)
 
@@ -103,7 +112,7 @@ def _killed(site: Daemon, home: Path, size: int) -> None:
     ours = _until(site, "big", site.start)
     crossed = _crossed(site, "big")
     print(
-        f"  {'killed at half':28} {ours:6.2f} s   {crossed / size:.0%} of it crossed afterwards "
+        f"  {'killed at half':28} {ours.seconds:6.2f} s   {crossed / size:.0%} of it crossed afterwards "
         f"({staged / size:.0%} was reserved or written)"
     )
 
@@ -148,21 +157,22 @@ def _append(path: Path) -> None:
 # -- times and bytes
 
 
-def _until(site: Daemon, key: str, act: Callable[[], object], calm_s: float = 0.0) -> float:
-    """Seconds from the end of an act to the replica that it leads to. A replica is shown once it is durable and
-    verified. calm_s: the act is not begun before this monotonic time."""
+def _until(site: Daemon, key: str, act: Callable[[], object], calm_s: float = 0.0) -> Took:
+    """From the end of an act to the replica that it leads to. A replica is shown once it is durable and verified.
+    calm_s: the act is not begun before this monotonic time."""
     replica = site.path(DESTINATION, key)
     time.sleep(max(_REST_S, calm_s - time.monotonic()))
     before = _identity(replica)
     act()
-    began = time.monotonic()
+    began, cpu_s, written = time.monotonic(), site.cpu_s(), site.written_bytes()
     while _identity(replica) in (None, before):
         if time.monotonic() > began + _PATIENCE_S:
             raise SystemExit(f"{key} did not arrive within {_PATIENCE_S} s")
         time.sleep(_LOOK_S)
     took = time.monotonic() - began
+    found = Took(took, site.cpu_s() - cpu_s, site.written_bytes() - written)
     site.fsrepl("wait")
-    return took
+    return found
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -178,10 +188,11 @@ def _crossed(site: Daemon, key: str) -> int:
     return int(document["Deliveries"][DESTINATION]["CrossedBytes"])
 
 
-def _tell(what: str, ours: float, peer: str, peers: float, crossed: int, new_bytes: int) -> None:
-    ratio = f"{ours / peers:5.2f} x {peer} ({peers:.2f} s)" if peer else ""
+def _tell(what: str, ours: Took, peer: str, peers: float, crossed: int, new_bytes: int) -> None:
+    ratio = f"{ours.seconds / peers:5.2f} x {peer} ({peers:.2f} s)" if peer else ""
     share = f", {crossed / new_bytes:.2f} x the new ones" if new_bytes else ""
-    print(f"  {what:28} {ours:6.2f} s   {crossed / MB:7.1f} MB crossed{share}   {ratio}", flush=True)
+    cost = f"{ours.cpu_s:5.2f} s of CPU, {ours.written / MB:7.1f} MB written"
+    print(f"  {what:28} {ours.seconds:6.2f} s   {crossed / MB:7.1f} MB crossed{share}   {cost}   {ratio}", flush=True)
 
 
 def _timed(act: Callable[[], object]) -> float:
