@@ -1,8 +1,8 @@
 """The loop of a region that is an S3 service: it takes deliveries, and has many requests under way at once.
 
 The thread itself never waits for the service. Each delivery is carried by a worker (replicate/remote.py), one at a time
-for a key, and what became of it is recorded here, a batch at a time. A bucket is looked at before its first delivery:
-whether it is there, keeps versions, and whether the service compares checksums.
+for a key, and what became of it is recorded here, a batch at a time. A bucket is looked at at the start, and where it
+is new before its first delivery: whether it is there, keeps versions, and whether the service compares checksums.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ log = logging.getLogger("fsrepl")
 _LOOK_AGAIN_S = 60.0
 """How old what is known of a bucket may be: its versioning may have been suspended, and it may have been removed."""
 _LOOK_MIN_S = 1.0
+_BEGIN_S = 0.1
+"""How soon it is looked again whether the sources are read."""
 _REFUSED_MAX = 4096
 """How many deliveries fail after one look."""
 _REBUILDS_MAX = 3
@@ -87,6 +89,11 @@ class BucketState(Struct):
     throttled: Callable[[], str] = str
     """Says, for people, that the service wants fewer requests; empty where it does not."""
 
+    @property
+    def is_away(self) -> bool:
+        """Whether it could not be used when it was looked at last, and nobody looks now."""
+        return self.phase in (Phase.AWAY, Phase.REFUSED) and not self.looks
+
     def describe(self) -> Document:
         """Document for `status`."""
         found: Document = {"online": not self.why, "trouble": self.why, "seen": self.phase is Phase.ONLINE}
@@ -105,6 +112,8 @@ class Uplink(Receiver):
         self._under_way = self._bytes_under_way = 0
         self._done: list[Done] = []
         self._window = Window()
+        self._has_begun = False
+        """Whether the buckets that rules name were looked at."""
         self._faulty_until_s = 0.0
 
     # -- the loop
@@ -113,6 +122,7 @@ class Uplink(Receiver):
         busy = self.read_inbox() | self.finish_background() | self.refill_queues()
         if time.monotonic() < self._faulty_until_s:
             return busy
+        self._look_at_all()
         return self._record() | self._deliver() | busy
 
     def begin_again(self, error: sqlite3.Error) -> None:
@@ -132,7 +142,20 @@ class Uplink(Receiver):
             for queue in self.queues.values()
             if (at := queue.next_s()) is not None
         ]
+        looks = [state.looked_at_s + _LOOK_AGAIN_S for state in self.states.values() if state.is_away]
+        due += looks if self._has_begun else [time.monotonic() + _BEGIN_S]
         return max(min(due), self._faulty_until_s) if due else None
+
+    def _look_at_all(self) -> None:
+        """Look at the buckets that rules name once their sources are read, and again now and then where one is away:
+        what `status` says of them holds without a delivery, and the first one need not wait."""
+        if not self._has_begun and all(region.has_looked() for region in self.regions.values()):
+            self._has_begun = True
+            for address in self.engine.site.destinations_in(self.name):
+                self._is_ready(address)
+        for state in list(self.states.values()):
+            if state.is_away and time.monotonic() - state.looked_at_s > _LOOK_AGAIN_S:
+                self._look(state)
 
     def _ready_at_s(self, address: str) -> float:
         """The monotonic time from which deliveries to a bucket may begin, or it is looked at again."""

@@ -43,6 +43,25 @@ def told(world: RemoteWorld) -> str:
     return "\n".join(note.text for row in found for note in notes.notes_of(row, None))
 
 
+# -- the start
+
+
+def test_a_bucket_is_looked_at_before_there_is_anything_to_send(tmp_path: Path, service: Service) -> None:
+    """G11: `status` says from the start whether it can be used, and when that changes, without a delivery."""
+    service.make_bucket()
+    with Between(service.port) as between, RemoteWorld(tmp_path, service, url=between.url) as world:
+        between.answer = lambda _: CUT
+        world.restart()
+        world.settle()
+        assert f"region aws: {between.url} cannot be reached" in told(world)
+        between.answer = by_service
+        world.settle()
+        assert uplink_of(world).states[THERE].describe() == {"online": True, "trouble": "", "seen": True}
+        before = len(between.requests)
+        world.settle()
+        assert len(between.requests) == before
+
+
 # -- too many requests
 
 
