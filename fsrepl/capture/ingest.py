@@ -24,7 +24,7 @@ from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE, TOO_MANY_FILES
 from fsrepl.storage.journal.rows import Object
-from fsrepl.views import directories, edits, obstacles, stale
+from fsrepl.views import directories, edits, hardlinks, obstacles, stale
 
 log = logging.getLogger("fsrepl")
 
@@ -306,6 +306,8 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
         if new.taken and new.taken.is_placed:  # the symlink leads to the content of another version
             stale.mark_stale(region, state, new.version.key, "its symlink leads to another version", durable=False)
             state.stale[new.version.key].due_s = 0.0
+            if new.taken.destroyed is not None:
+                hardlinks.forget_restored(region, bucket, new.taken.destroyed)
         elif new.taken:
             state.labels.add(new.version, now_s)
         else:

@@ -72,8 +72,11 @@ def watch_known(region: Region, bucket: OpenBucket) -> None:
 
 def poll(region: Region, state: BucketState) -> None:
     """Scan the directories without a watch."""
-    if state.trouble.polled:
+    if state.trouble.polled or state.lacks_tier_watch:
         state.polled_since_s = time.monotonic()
+    if state.lacks_tier_watch:
+        begin(region, state, arrived=True)
+        return
     for path in highest(state.trouble.polled):
         begin(region, state, path, arrived=True)
 
@@ -149,7 +152,7 @@ def start_due(region: Region, state: BucketState) -> None:
         tier_watches.watch_again(region, state)
     look_at_mounts(region, state)
     probe_now(region, state, now_s)
-    if state.trouble.polled and now_s >= state.poll_at_s:
+    if (state.trouble.polled or state.lacks_tier_watch) and now_s >= state.poll_at_s:
         poll(region, state)
 
 
@@ -240,7 +243,7 @@ def _step(region: Region, state: BucketState) -> None:
     with state.bucket.open() as bucket:
         while time.monotonic() < until_s and (scan := state.scans.next()) is not None:
             if not (scan.top or scan.seen):
-                tier_watches.watch(region, bucket)  # before the listing, as the directories'
+                tier_watches.watch(region, state, bucket)  # before the listing, as the directories'
             done = advance(
                 scan, bucket, engine.journal.versions, region.changes, engine.watcher, state.trouble,
                 state.stale.__contains__, _STEP_S, lambda path: following.note(state, path, notified=state.is_scanned),

@@ -237,6 +237,8 @@ class BucketState(Struct, eq=False):
     """Time of the next check whether a lifecycle run is due."""
     has_lifecycle: bool = True
     """False once it is known to have no rules, and the journal to remember none."""
+    lacks_tier_watch: bool = False
+    """The kernel gives no watch for a tier."""
     tiers_watch_at_s: float = 0.0
     """The monotonic time of the next look whether all tiers are watched."""
     placing: Placing = field(default_factory=Placing)

@@ -14,14 +14,18 @@ from fsrepl.storage.bucket import OpenBucket
 _AGAIN_S = 10.0
 
 
-def watch(region: Region, bucket: OpenBucket) -> bool:
+def watch(region: Region, state: BucketState, bucket: OpenBucket) -> bool:
     """Watch a bucket's part of each tier that is there; whether one of them was not watched before. Where there are no
-    more watches, scans find writes."""
-    watcher, is_new = region.engine.watcher, False
+    more watches the bucket is scanned every few seconds, and for each wait, as an unwatched directory is."""
+    watcher, is_new, state.lacks_tier_watch = region.engine.watcher, False, False
     for name in bucket.bucket.root.settings.classes if watcher is not None else ():
-        with contextlib.suppress(FsreplError, OSError, WatchLimit):
-            assert watcher is not None
+        assert watcher is not None
+        try:
             is_new |= watcher.watch_contents(bucket.address, name, bucket.tier(name).fd)
+        except WatchLimit:
+            state.lacks_tier_watch = True
+        except (FsreplError, OSError):
+            pass  # it is away: nobody writes there
     return is_new
 
 
@@ -37,5 +41,5 @@ def is_due(region: Region, state: BucketState, now_s: float) -> bool:
 def watch_again(region: Region, state: BucketState) -> None:
     """Watch tiers that may have come back, and have all looked at that was written into them meanwhile."""
     with contextlib.suppress(FsreplError), state.bucket.open() as bucket:
-        if watch(region, bucket):
+        if watch(region, state, bucket):
             state.scans.add(Scan(bucket.address, epoch=region.engine.epoch))

@@ -260,6 +260,16 @@ def destroyed_in_tier(region: Region, state: BucketState, bucket: OpenBucket, ve
     )  # fmt: skip
 
 
+def forget_restored(region: Region, bucket: OpenBucket, version: Version) -> None:
+    """Archived content whose restored copy was written into, and whose view is a version by now: it has to be restored
+    again before it is read. The copy goes with the sweep."""
+    if version.place is None or not version.place.is_archived:
+        return
+    with contextlib.suppress(OSError, StoreDamaged):  # else nobody is given the copy, which is no version's
+        records.amend(bucket, replace(version, place=replace(version.place, until_ns=0)))
+        region.engine.recent.forget(bucket.address, version.key, version.id)
+
+
 def empty_in_tier(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> bool:
     """Take the place in a tier from a version that is to be fetched again: a hole stands for its content meanwhile, and
     is served to nobody. False while a view still leads to what was written there. Raises OSError."""

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.errors import StoreDamaged
+from fsrepl.capture import schedule
+from fsrepl.errors import Refused, StoreDamaged
 from fsrepl.lifecycle import tiers
+from fsrepl.region.change_queue import WatchLimit
 from fsrepl.storage.intents import Act, Intent, write_intents
-from tests.doubles import DyingFs, PowerCut
+from tests.doubles import DeafWatcher, DyingFs, PowerCut
 from tests.lifecycle.test_archives import CURRENT, add_archive, restore
 from tests.lifecycle.test_lifecycle import LATER, days, put, run
 from tests.lifecycle.test_tiers import IA, ONE, add_tier, content, contents, placed
@@ -194,8 +196,8 @@ def test_a_restored_copy_of_archived_content_that_is_written_into(world: World, 
     settled(world)
     new, old = world.of("d/k")
     assert view.read_bytes() == content(world, new) == NEW
-    with contextlib.suppress(StoreDamaged):
-        assert content(world, old) == ONE
+    with pytest.raises(Refused, match="InvalidObjectState"):
+        content(world, old)
     clock("2026-07-01T00:00:01Z")
     settled(world)
     restore(world, old.id, key=b"d/k")
@@ -216,6 +218,28 @@ def test_a_fetch_that_is_over_takes_nothing_from_a_tier(world: World, clock: Clo
     settled(world)
     assert world.current("d/k") == version
     assert there.read_bytes() == ONE
+
+
+class _Limited(DeafWatcher):
+    """The kernel gives no watch for a tier."""
+
+    def watch_contents(self, address: str, tier: str, fd: int) -> bool:
+        raise WatchLimit
+
+
+def test_without_a_watch_for_the_tier_a_wait_scans(world: World, clock: Clock) -> None:
+    """Section 5, wait: as with directories that are not watched."""
+    add_tier(world)
+    world.engine.watcher = _Limited()
+    view = placed(world, clock)
+    state = world.state()
+    assert not state.scans
+    write_through(view)
+    schedule.poll(world.region(), state)
+    assert state.scans.is_pending(world.engine.epoch + 1)
+    world.engine.watcher = None
+    settled(world)
+    assert view.read_bytes() == NEW
 
 
 @pytest.mark.slow
