@@ -161,7 +161,11 @@ def apply(
         if taken.kind is Kind.DIRECTORY:
             directories.disown(bucket, key[:-1])
         if taken.destroyed is not None:
-            hardlinks.destroyed_in_tier(region, state, bucket, taken.destroyed)
+            try:
+                hardlinks.destroyed_in_tier(region, state, bucket, taken.destroyed)
+            except OSError:
+                staging.unstage(bucket, taken.staged)
+                raise
         return new_version(region, state, bucket, change, known, taken)
     if taken is not None and taken.staged:
         staging.unstage(bucket, taken.staged)

@@ -165,7 +165,8 @@ def take_written(
     if digest == version.digest:
         staging.unstage(bucket, staged)
         return None
-    if _times(bucket.fs.stat_fd(fd)) != _times(content) or (not held_open and bucket.fs.is_written(fd) is True):
+    came = not held_open and bucket.fs.is_written(fd) is True
+    if came or _times(bucket.fs.stat_fd(fd)) != _times(content):
         staging.unstage(bucket, staged)
         raise SourceMoved("the file changed during the copy")
     posix = replace(version.posix or posix_of(content), mtime_ns=content.st_mtime_ns)

@@ -210,7 +210,8 @@ def _look_at_written(
         content = bucket.fs.stat_fd(fd)
         if not is_asked and placed.looks_like(content, version):
             return None
-        is_coarse, age_ns = content.st_mtime_ns % times.SECOND_NS == 0, now_ns - content.st_ctime_ns
+        is_coarse = content.st_mtime_ns % times.SECOND_NS == 0 or bucket.fs.is_remote(fd)
+        age_ns = now_ns - content.st_ctime_ns
         coarse_ns = max(bucket.coarse_ns, times.WHOLE_NS if is_coarse else times.TICKS_NS)
         # once it is copied, a later write has to leave another time: see placed.holds_unrecorded
         if abs(age_ns) < coarse_ns:

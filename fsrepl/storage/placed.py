@@ -151,9 +151,8 @@ def holds_unrecorded(bucket: OpenBucket, key: bytes, target: LinkTarget) -> bool
     if fd is None:
         return False
     try:
-        is_written = bucket.fs.is_written(
-            fd
-        )  # first: what a writer that is gone by then has written shows in the status
+        # in this order: what a writer that is gone by then has written shows in the status
+        is_written = bucket.fs.is_written(fd)
         content = bucket.fs.stat_fd(fd)
     finally:
         bucket.fs.close(fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -59,6 +60,41 @@ def test_a_change_in_the_last_moment_is_kept(
     assert world.tree(SOURCE) == {"k": there}
     assert [version.marker for version in world.of("k")] == [False, True, False]
     assert world.leftovers(SOURCE) == []
+
+
+class WriterFs(UnsyncedFs):
+    """A program opens a file in the moment in which its view is taken out, and writes and closes it just before it is
+    asked who has it open."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def rename_new(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
+        if name == b"k" and self._file is None and self._path.exists():
+            self._file = self._path.open("ab")
+        super().rename_new(from_at, name, to_at, new_name)
+
+    def is_written(self, fd: int, *, closed_next: bool = False) -> bool | None:
+        if self._file is not None and not self._file.closed:
+            self._file.write(b", and more")
+            self._file.close()
+        return super().is_written(fd, closed_next=closed_next)
+
+
+def test_a_writer_that_came_and_went_in_the_last_moment_is_noticed(
+    world: World, clock: Callable[[str], object]
+) -> None:
+    """G1: its file is looked at after the question for writers."""
+    world.write("k", b"data")
+    world.settle()
+    put(world, days(2))
+    clock(LATER)
+    world.restart(fs=WriterFs(world.path("k")))
+    for _ in range(3):
+        world.settle()
+    assert world.tree(SOURCE) == {"k": b"data, and more"}
+    assert [version.marker for version in world.of("k")] == [False, True, False]
 
 
 class CountingFs(UnsyncedFs):
