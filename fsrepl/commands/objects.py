@@ -24,6 +24,7 @@ from fsrepl.model.version import NO_SHORTFALL, NULL, Origin, Status, Version, Ve
 from fsrepl.model.view import View
 from fsrepl.region import deliveries, halting
 from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.change_queue import CLOSED
 from fsrepl.region.mailbox import RetryNow
 from fsrepl.repair import reconcile
 from fsrepl.replicate import settle
@@ -32,7 +33,7 @@ from fsrepl.storage import copying, publishing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.journal.rows import Delivery, Object
-from fsrepl.views import edits, null_view, show, stale
+from fsrepl.views import edits, null_view, relinking, show, stale
 
 TAGS_MAX, TAG_KEY_MAX, TAG_VALUE_MAX = 10, 128, 256
 TAG_RESERVED = "aws:"
@@ -214,6 +215,23 @@ def _is_shared(bucket: OpenBucket, version: Version, view: View) -> bool:
     return found.st_ino == view.ino and versions.is_file_of(bucket, version, found)
 
 
+def _join_its_file(region: Worker, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
+    """Make the view of a version that is current again a name of the file of its other names, where that is there."""
+    journal, address = region.engine.journal, bucket.address
+    known = journal.versions.object(address, key)
+    if known is None or known.marker or known.view is None or known.view.shown != known.id:
+        return
+    version = versions.read(bucket, key, known.id, marker=False)
+    other = FileNames(journal, bucket, [version]).of(version) if version is not None else None
+    first = journal.versions.object(address, other.key) if other is not None else None
+    if other is None or first is None or first.view is None:
+        return
+    if first.view.ino != known.view.ino:
+        relinking.join(region, state, bucket, (other.key, first), [(key, known)])
+    # what was edited since the file had this name last is recorded for it too
+    region.changes.add(address, [key], region.engine.epoch, CLOSED)
+
+
 def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None:
     """Remove a version for good, and show the version that is current then. Never replicated (s3-semantics, 2)."""
     engine, address, key = region.engine, bucket.address, version.key
@@ -240,6 +258,7 @@ def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None
             if left:
                 reconcile.forget_version(bucket, engine.journal, key, version.id)
                 stale.show_changed(region, state, bucket, key, intended)
+                _join_its_file(region, state, bucket, key)
             else:
                 outcome = show.show(bucket, show.nothing(key), was) if was else show.Shown(None)
                 reconcile.forget_version(bucket, engine.journal, key, version.id)

@@ -38,15 +38,16 @@ def relink_due(region: Region) -> bool:
             with region.at_work(state), contextlib.suppress(FsreplError), state.bucket.open() as bucket:
                 for source in region.engine.site.sources_of(bucket.address):
                     for first, others in _apart(region, state, source):
-                        _join(region, state, bucket, first, others)
+                        join(region, state, bucket, first, others)
                 bucket.sync()
     return busy
 
 
-_Row = tuple[bytes, Object]
+Row = tuple[bytes, Object]
+"""A key, and its current version with its view."""
 
 
-def _apart(region: Region, state: BucketState, source: str) -> Iterator[tuple[_Row, Sequence[_Row]]]:
+def _apart(region: Region, state: BucketState, source: str) -> Iterator[tuple[Row, Sequence[Row]]]:
     """Keys that are one file at a source and several here: the oldest, and those that are another file."""
     journal, address = region.engine.journal.versions, state.bucket.address
     for names in journal.linked(source):
@@ -56,7 +57,7 @@ def _apart(region: Region, state: BucketState, source: str) -> Iterator[tuple[_R
 
 def _split(
     state: BucketState, there: Mapping[bytes, Object], here: Mapping[bytes, Object]
-) -> Iterator[tuple[_Row, Sequence[_Row]]]:
+) -> Iterator[tuple[Row, Sequence[Row]]]:
     """The same of the names of one file: their rows at the source, and here."""
     shown = sorted(
         (
@@ -79,10 +80,10 @@ def relink(region: Region, state: BucketState, bucket: OpenBucket, version: Vers
         there = journal.names_of(version.source, source.view.ino)
         for first, others in _split(state, there, journal.look_up(bucket.address, there)):
             mine = [row for row in others if version.key in (row[0], first[0])]
-            _join(region, state, bucket, first, mine)
+            join(region, state, bucket, first, mine)
 
 
-def _join(region: Region, state: BucketState, bucket: OpenBucket, first: _Row, others: Sequence[_Row]) -> None:
+def join(region: Region, state: BucketState, bucket: OpenBucket, first: Row, others: Sequence[Row]) -> None:
     """Make views names of one file, under an intent: a crash leaves each with its content."""
     links = LinkGroups(region.engine.journal, bucket)
     try:

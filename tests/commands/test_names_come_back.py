@@ -82,6 +82,23 @@ def test_a_restored_name_is_a_name_of_its_file_again(tmp_path: Path, key: str) -
         is_well(world)
 
 
+@pytest.mark.parametrize("key", ["a", "b"])
+def test_a_name_whose_marker_is_removed_is_a_name_of_its_file_again(tmp_path: Path, key: str) -> None:
+    """S3's way to undelete, which is not replicated; with the metadata that the file has by now."""
+    with World(tmp_path, trees=True) as world:
+        make(world, "a", "b", "c")
+        delete(world, key)
+        world.path("c").chmod(0o600)
+        world.settle()
+        world.remove(key, version=world.current(key).id)
+        assert groups(world) == [["a", "b", "c"]]
+        assert {world.path(name).stat().st_mode & 0o777 for name in "abc"} == {0o600}
+        world.settle()
+        assert {posix.mode for name in "abc" if (posix := world.current(name).posix)} == {0o600}
+        assert world.leftovers(SOURCE) == []
+        world.stays_quiet()
+
+
 @pytest.mark.parametrize("order", ["abc", "bca", "cab", "cba"])
 def test_names_that_come_back_one_by_one_are_one_file(tmp_path: Path, order: str) -> None:
     """None of them is there any more when the first is restored; also after a restart without the journal."""
