@@ -36,6 +36,8 @@ class Client:
         self._guard = threading.Lock()
         self._made: Any = None
         self._credentials: Any = None
+        self._session: Any = None
+        """botocore's HTTP session; None where this release of botocore keeps it elsewhere, and puts all by itself."""
         self._ways: dict[str, Way | None] = {}
         """By bucket, how small objects are put; None where that is left to botocore."""
         self._sent = threading.local()
@@ -79,12 +81,12 @@ class Client:
         """Put a small object; as botocore does the first time, and where a bucket has moved."""
         bucket = params["Bucket"]
         if (way := self._ways.get(bucket)) is not None:
-            answer = small_put.send(way, client._endpoint.http_session, self._credentials, params)
+            answer = small_put.send(way, self._session, self._credentials, params)
             if answer is not None:
                 return answer
             self._ways.pop(bucket, None)
         made: Answer = client.put_object(**params)
-        if bucket not in self._ways:
+        if bucket not in self._ways and self._session is not None:
             self._ways[bucket] = small_put.way_of(params["Key"], self._sent.request.url, self._sent.request.headers)
         return made
 
@@ -160,6 +162,7 @@ class Client:
             self._credentials = session.get_credentials()
         except BotoCoreError as error:
             raise self._unreachable(error) from error
+        self._session = getattr(getattr(client, "_endpoint", None), "http_session", None)
         client.meta.events.register("before-send.s3.PutObject", self._note_request)
         client.meta.events.register("before-send.s3", _note_sent)
         return client

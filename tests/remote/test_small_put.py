@@ -140,6 +140,18 @@ def test_what_is_signed_in_another_way_is_left_to_botocore() -> None:
         assert small_put.way_of("a b", url, headers) is None
 
 
+def test_a_botocore_of_another_make_puts_all_by_itself(service: Service) -> None:
+    """Its session is no part of its documented interface: without it there is the long way."""
+    service.make_bucket()
+    with Between(service.port) as between:
+        bucket = service.bucket(url=between.url)
+        bucket.versioning()
+        bucket.client._session = None
+        for _ in range(2):
+            put(bucket, "k")
+        assert ["expect" in each.headers for each in between.requests] == [False, True, True]
+
+
 def test_a_large_body_is_left_to_botocore() -> None:
     """A stream, and what a server may want to refuse before it is sent."""
     params = {"Bucket": "b", "Key": "k", "Body": b"x", "Metadata": {}}

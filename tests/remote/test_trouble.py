@@ -218,6 +218,20 @@ def test_a_bucket_that_was_deleted_is_failed_and_retried(tmp_path: Path, service
         assert world.current("k2").deliveries[THERE].status is Status.COMPLETED
 
 
+def test_a_bucket_that_says_that_it_keeps_versions_and_does_not_is_failed(tmp_path: Path, service: Service) -> None:
+    """Some servers answer Enabled, and give no version an id: nothing there is COMPLETED."""
+    service.make_bucket()
+    with Between(service.port) as between, RemoteWorld(tmp_path, service, url=between.url) as world:
+        world.write("first", b"1")
+        world.settle()
+        between.answer = lambda r: Reply(200, headers=(("ETag", '"0"'),)) if is_put(r) else None
+        world.write("k", b"data")
+        world.settle()
+        (recorded,) = world.current("k").deliveries.values()
+        assert recorded.status is Status.FAILED
+        assert recorded.reason.startswith("DstBucketUnversioned (the bucket keeps no versions")
+
+
 # -- the way there
 
 
