@@ -14,7 +14,7 @@ from fsrepl.commands import settings_text, versioning
 from fsrepl.commands.sites import write_settings
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import AddRegion, CreateBucket, Repair, SetVersioning
-from fsrepl.daemon.uplink import describe_refusal
+from fsrepl.daemon.service_bucket import describe_refusal
 from fsrepl.daemon.worker import Worker
 from fsrepl.errors import BucketMissing, FsreplError, Refused, StoreDamaged, Usage
 from fsrepl.model import digests, keys

@@ -8,7 +8,6 @@ is new before its first delivery: whether it is there, keeps versions, and wheth
 from __future__ import annotations
 
 import contextlib
-import enum
 import functools
 import logging
 import sqlite3
@@ -16,11 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from msgspec import Struct, field
-
+from fsrepl.daemon.service_bucket import BucketState, Look, Phase, describe_refusal
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model.address import region_of
-from fsrepl.model.keys import Document
 from fsrepl.model.version import Status, Versioning
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import Damaged
@@ -31,7 +28,6 @@ from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import PUTS, Runtime
 from fsrepl.region.window import Window
-from fsrepl.remote.bucket import RemoteBucket
 from fsrepl.remote.failures import Absent, ServiceBusy
 from fsrepl.remote.form import name_of
 from fsrepl.remote.service import versioning_there
@@ -45,7 +41,7 @@ log = logging.getLogger("fsrepl")
 _LOOK_AGAIN_S = 60.0
 """How old what is known of a bucket may be: its versioning may have been suspended, and it may have been removed."""
 _LOOK_MIN_S = 1.0
-_BEGIN_S = 0.1
+_BEGIN_S = 0.5
 """How soon it is looked again whether the sources are read."""
 _REFUSED_MAX = 4096
 """How many deliveries fail after one look."""
@@ -55,49 +51,6 @@ _JOURNAL_S = 1.0
 """The wait for a journal that cannot be used."""
 
 T = TypeVar("T")
-
-
-class Phase(enum.Enum):
-    UNKNOWN = "not looked at yet"
-    ONLINE = "there, and keeps versions"
-    REFUSED = "missing, or keeps no versions"
-    AWAY = "cannot be reached"
-
-
-class Look(Struct, frozen=True):
-    """What a look at a bucket found. versioning: None where there is no bucket. is_empty: asked where the journal is
-    new; is_believed: whether a wrong checksum was refused."""
-
-    versioning: Versioning | None
-    is_believed: bool
-    is_empty: bool
-
-
-class BucketState(Struct):
-    """What is known of a bucket of the service. trusted_ns: see storage/journal/remote.py; None until it is known."""
-
-    bucket: RemoteBucket
-    phase: Phase = Phase.UNKNOWN
-    why: str = ""
-    looks: bool = False
-    looked_at_s: float = 0.0
-    is_believed: bool | None = None
-    trusted_ns: int | None = None
-    under_way: dict[bytes, list[Delivery]] = field(default_factory=dict)
-    """Keys with a delivery under way, and the deliveries of each that wait for it."""
-
-    throttled: Callable[[], str] = str
-    """Says, for people, that the service wants fewer requests; empty where it does not."""
-
-    @property
-    def is_away(self) -> bool:
-        """Whether it could not be used when it was looked at last, and nobody looks now."""
-        return self.phase in (Phase.AWAY, Phase.REFUSED) and not self.looks
-
-    def describe(self) -> Document:
-        """Document for `status`."""
-        found: Document = {"online": not self.why, "trouble": self.why, "seen": self.phase is Phase.ONLINE}
-        return found | ({"throttled": throttled} if (throttled := self.throttled()) else {})
 
 
 class Uplink(Receiver):
@@ -155,7 +108,13 @@ class Uplink(Receiver):
                 self._is_ready(address)
         for state in list(self.states.values()):
             if state.is_away and time.monotonic() - state.looked_at_s > _LOOK_AGAIN_S:
-                self._look(state)
+                self._look_again(state)
+
+    def _look_again(self, state: BucketState) -> None:
+        if state.bucket.address in self.engine.site.destinations_in(self.name):
+            self._look(state)
+        else:
+            state.phase, state.why = Phase.UNKNOWN, ""  # of no concern any more
 
     def _ready_at_s(self, address: str) -> float:
         """The monotonic time from which deliveries to a bucket may begin, or it is looked at again."""
@@ -491,11 +450,3 @@ class Uplink(Receiver):
 
 def order_of(delivery: Delivery) -> tuple[int, str]:
     return delivery.created_ns, delivery.id
-
-
-def describe_refusal(address: str, versioning: Versioning | None) -> str:
-    """What a bucket lacks, as S3 says it, and what to do."""
-    if versioning is None:
-        return f"NoSuchBucket: the bucket {address} does not exist; `fsrepl bucket create {address} --versioning`"
-    state = str(versioning) or "never enabled"
-    return f"the versioning of {address} is {state}, and must be Enabled: `fsrepl versioning enable {address}`"

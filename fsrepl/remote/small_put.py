@@ -1,5 +1,5 @@
-"""A small object is put without most of what botocore does around a request, which takes five times as long as the
-rest of its delivery.
+"""A small object is put without most of what botocore does around a request: three quarters of the processor time that
+its delivery took.
 
 How a bucket is reached is taken from the first put that botocore made to it: the URL, the region that the request was
 signed for, the headers that tell who asks. Every later put is signed by botocore's S3SigV4Auth, goes through the

@@ -62,6 +62,21 @@ def test_a_bucket_is_looked_at_before_there_is_anything_to_send(tmp_path: Path, 
         assert len(between.requests) == before
 
 
+def test_a_bucket_that_no_rule_names_any_more_is_left_alone(tmp_path: Path, service: Service) -> None:
+    """A destination that was away when its rule was removed is neither asked again nor shown as away."""
+    service.make_bucket()
+    with Between(service.port) as between, RemoteWorld(tmp_path, service, url=between.url) as world:
+        between.answer = lambda _: CUT
+        world.restart()
+        world.settle()
+        world.run("replication.rm", source=SOURCE)
+        between.requests.clear()
+        world.settle()
+        assert between.requests == []
+        assert uplink_of(world).states[THERE].why == ""
+        assert uplink_of(world).next_s() is None
+
+
 # -- too many requests
 
 

@@ -1,0 +1,63 @@
+"""What is known of a bucket of an S3 service, and what a look at it finds."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+
+from msgspec import Struct, field
+
+from fsrepl.model.keys import Document
+from fsrepl.model.version import Versioning
+from fsrepl.remote.bucket import RemoteBucket
+from fsrepl.storage.journal.rows import Delivery
+
+
+class Phase(enum.Enum):
+    UNKNOWN = "not looked at yet"
+    ONLINE = "there, and keeps versions"
+    REFUSED = "missing, or keeps no versions"
+    AWAY = "cannot be reached"
+
+
+class Look(Struct, frozen=True):
+    """What a look at a bucket found. versioning: None where there is no bucket. is_empty: asked where the journal is
+    new; is_believed: whether a wrong checksum was refused."""
+
+    versioning: Versioning | None
+    is_believed: bool
+    is_empty: bool
+
+
+class BucketState(Struct):
+    """What is known of a bucket of the service. trusted_ns: see storage/journal/remote.py; None until it is known."""
+
+    bucket: RemoteBucket
+    phase: Phase = Phase.UNKNOWN
+    why: str = ""
+    looks: bool = False
+    looked_at_s: float = 0.0
+    is_believed: bool | None = None
+    trusted_ns: int | None = None
+    under_way: dict[bytes, list[Delivery]] = field(default_factory=dict)
+    """Keys with a delivery under way, and the deliveries of each that wait for it."""
+    throttled: Callable[[], str] = str
+    """Says, for people, that the service wants fewer requests; empty where it does not."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it could not be used when it was looked at last, and nobody looks now."""
+        return self.phase in (Phase.AWAY, Phase.REFUSED) and not self.looks
+
+    def describe(self) -> Document:
+        """Document for `status`."""
+        found: Document = {"online": not self.why, "trouble": self.why, "seen": self.phase is Phase.ONLINE}
+        return found | ({"throttled": throttled} if (throttled := self.throttled()) else {})
+
+
+def describe_refusal(address: str, versioning: Versioning | None) -> str:
+    """What a bucket lacks, as S3 says it, and what to do."""
+    if versioning is None:
+        return f"NoSuchBucket: the bucket {address} does not exist; `fsrepl bucket create {address} --versioning`"
+    state = str(versioning) or "never enabled"
+    return f"the versioning of {address} is {state}, and must be Enabled: `fsrepl versioning enable {address}`"
