@@ -11,6 +11,7 @@ import pytest
 
 from fsrepl.commands import undelete as commands
 from fsrepl.commands.file_names import FileNames
+from fsrepl.storage.journal.versions import Versions
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, worlds
@@ -99,7 +100,7 @@ def test_a_name_whose_marker_is_removed_is_a_name_of_its_file_again(tmp_path: Pa
         world.stays_quiet()
 
 
-@pytest.mark.parametrize("order", ["abc", "bca", "cab", "cba"])
+@pytest.mark.parametrize("order", ["abc", "cba"])
 def test_names_that_come_back_one_by_one_are_one_file(tmp_path: Path, order: str) -> None:
     """None of them is there any more when the first is restored; also after a restart without the journal."""
     with World(tmp_path, trees=True) as world:
@@ -191,8 +192,8 @@ def test_a_name_that_is_open_for_writing_is_not_joined(tmp_path: Path) -> None:
         is_well(world)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 512])
-@pytest.mark.parametrize("stays", ["", "a", "m/b", "z"])
+@pytest.mark.parametrize("batch", [1, 512])
+@pytest.mark.parametrize("stays", ["", "a", "z"])
 def test_undelete_joins_names_of_several_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, stays: str
 ) -> None:
@@ -234,11 +235,15 @@ def test_names_come_back_however_views_share_with_the_store(tmp_path: Path, shar
         world.stays_quiet()
 
 
-def test_outside_tree_buckets_nothing_is_joined(tmp_path: Path) -> None:
+def test_outside_tree_buckets_nothing_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no key is searched for."""
+    monkeypatch.delattr(Versions, "shown_with")
     with World(tmp_path) as world:
         make(world, "a", "b")
         delete(world, "a")
         restore(world, "a")
+        delete(world, "a", "b")
+        assert undelete(world) == 2
         assert groups(world) == []
         assert world.current("a").link is None
 
