@@ -17,6 +17,9 @@ _FREE_MIN_BYTES, _FREE_SHARE = 16 << 20, 8
 """Free pages are given back where they are more than this, and more than this part of the file."""
 _LOCKED_MAX_S = 60.0
 """The time for which another program, such as a backup, may keep the journal locked before that is an error."""
+_LOG_PAGES = 4000
+"""So many pages of 4 KiB are logged before they are written to their places: a page that many batches change is then
+written there once."""
 _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0,
@@ -109,6 +112,7 @@ class Connection:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(f"PRAGMA journal_size_limit = {_WAL_MAX_BYTES}")
         self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         self._db.execute("PRAGMA cache_size = -16000")
         self._db.execute("PRAGMA temp_store = MEMORY")
         if found == _SCHEMA_VERSION:
