@@ -213,7 +213,9 @@ def make_private(bucket: OpenBucket, version: Version) -> None:
     """
     with _opened(bucket, version) as file:
         if file.found.st_nlink == 1 and not record_homes.is_private(bucket, file.found):
-            _make_private(file, file.look(), version)
+            seen = file.look()
+            record_homes.write(file, seen, attributes.encode(version))
+            _make_private(file, seen)
 
 
 def make_left_private(bucket: OpenBucket, key: bytes, version_id: str, view: int = -1) -> Version | None:
@@ -239,17 +241,19 @@ def make_left_private(bucket: OpenBucket, key: bytes, version_id: str, view: int
         if not version.digest:
             return None
         if not record_homes.is_private(bucket, file.found):
-            _make_private(file, seen, version)
+            if seen.home is Home.INLINE and attributes.POSIX in seen.fields:
+                record_homes.show_again(file, version)
+            else:
+                record_homes.write(file, file.look(), attributes.encode(version))
+            _make_private(file, seen)
         return version if record_homes.is_ours_alone(bucket, seen) else None
     finally:
         if not is_view:
             bucket.fs.close(fd)
 
 
-def _make_private(file: record_homes.File, seen: record_homes.Seen, version: Version) -> None:
+def _make_private(file: record_homes.File, seen: record_homes.Seen) -> None:
     bucket = file.bucket
-    if seen.home is not Home.INLINE or attributes.POSIX not in seen.fields:
-        record_homes.write(file, file.look(), attributes.encode(version))
     if file.found.st_uid != bucket.fs.uid:
         bucket.fs.give(file.fd, bucket.fs.uid, file.found.st_gid)
     bucket.fs.chmod(file.fd, 0o600)

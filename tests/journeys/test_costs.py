@@ -83,7 +83,7 @@ LIMITS = {
     },
     "moved": {
         "set_attribute": 14.1, "stat_fd": 12.3, "close": 10.5, "stat": 12.0, "open_read": 5.1, "create": 4.1,
-        "write": 2.1, "is_written": 4, "attribute_names": 3.1, "rename": 4, "attribute": 3.2, "acl": 1.1, "link": 1,
+        "write": 2.1, "is_written": 4, "attribute_names": 3.1, "rename": 4, "attribute": 4.2, "acl": 1.1, "link": 1,
         "chmod": 2.1, "rename_new": 1.1, "unlink": 1.2, "queries": 2.3, "changed rows": 13.2, "written": 2.8,
     },
     "directory": {  # a slow machine scans some of them once more, while they come
@@ -94,7 +94,7 @@ LIMITS = {
     },
     "removed": {
         "set_attribute": 5.1, "stat_fd": 5.2, "close": 5.4, "stat": 10.0, "open_read": 2.1, "create": 2.1, "write": 0.1,
-        "is_written": 2, "attribute_names": 1.1, "rename": 2, "attribute": 1.2, "chmod": 1.1, "rename_new": 1.1,
+        "is_written": 2, "attribute_names": 1.1, "rename": 2, "attribute": 2.2, "chmod": 1.1, "rename_new": 1.1,
         "unlink": 1.2, "queries": 1.3, "changed rows": 6.1, "written": 0.2,
     },
 }  # fmt: skip
