@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
+import pytest
 from msgspec.structs import replace
 
 from fsrepl import settings
@@ -100,6 +103,21 @@ def request(name: str, /, **params: object) -> requests.Request:
 
 def _as_json(value: object) -> object:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else list(value)  # type: ignore[call-overload]
+
+
+@contextlib.contextmanager
+def _unsynced_journal() -> Iterator[None]:
+    """A context in which a journal is opened without waiting for the disk: as with UnsyncedFs, the power stays on."""
+    real = sqlite3.connect
+
+    def connect(*given: Any, **more: Any) -> sqlite3.Connection:
+        opened = real(*given, **more)
+        opened.execute("PRAGMA synchronous = OFF")
+        return opened
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", connect)
+        yield
 
 
 class World:
@@ -219,8 +237,9 @@ class World:
         self._start(fs)
 
     def _start(self, fs: Fs | None) -> None:
-        self.engine = Engine(self.settings, fs=fs or UnsyncedFs())
-        self.engine.journal.execute("PRAGMA synchronous = OFF")  # as with UnsyncedFs: the power stays on
+        with _unsynced_journal():
+            self.engine = Engine(self.settings, fs=fs or UnsyncedFs())
+        self.engine.journal.execute("PRAGMA synchronous = OFF")  # which the engine has set to NORMAL
 
     def set_sharing(self, **regions: str) -> None:
         """Set how view and store share, by region, and start the site again."""
