@@ -92,11 +92,11 @@ class Between:
             disable_nagle_algorithm = True
 
             def handle_one_request(self) -> None:
-                self.raw_requestline = self.rfile.readline(65537)
-                if not self.raw_requestline or not self.parse_request():
-                    self.close_connection = True
-                    return
-                between.carry_out(self)
+                self.close_connection = True
+                with contextlib.suppress(ConnectionError):  # a client that was killed
+                    self.raw_requestline = self.rfile.readline(65537)
+                    if self.raw_requestline and self.parse_request():
+                        between.carry_out(self)
 
             def log_message(self, *_: object) -> None:
                 pass
