@@ -1,4 +1,4 @@
-"""Sites that were made once, written into further folders: a fifth of the time that making them again takes.
+"""Sites that were made once, written into further folders, in half of the time that making them again takes.
 
 A copy has a uuid of its own for each thing that has one, and is as new as if it had been made at this moment. It has
 no journal: that is made when the engine starts, as after its loss.
@@ -24,11 +24,13 @@ _CONFIGURATION, _RULES = "/.fsrepl/replication.json", "rules.json"
 
 def is_plain(home: Path) -> bool:
     """Whether a folder is missing or empty, and gives nothing to what is made in it: no default ACL, no group."""
-    parent = home.parent
+    place = home if home.exists() else home.parent
+    if not place.exists():
+        return False
     try:
-        os.getxattr(parent, DEFAULT_ACL)
+        os.getxattr(place, DEFAULT_ACL)
     except OSError:
-        return not parent.stat().st_mode & 0o2000 and (not home.exists() or not os.listdir(home))
+        return not place.stat().st_mode & 0o2000 and (place != home or not os.listdir(home))
     return False
 
 

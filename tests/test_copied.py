@@ -74,3 +74,8 @@ def test_a_folder_that_gives_something_to_what_is_made_in_it_is_not_copied_into(
     assert copied.is_plain(tmp_path / "home")
     tmp_path.chmod(0o2755)
     assert not copied.is_plain(tmp_path / "home")
+    (tmp_path / "home").mkdir()
+    assert (tmp_path / "home").stat().st_mode & 0o2000
+    assert not copied.is_plain(tmp_path / "home")
+    (tmp_path / "home").chmod(0o755)
+    assert copied.is_plain(tmp_path / "home")
