@@ -174,10 +174,9 @@ def write_deliveries(bucket: OpenBucket, version: Version, *, plain: bool = Fals
     still is.
     """
     deliveries = attributes.encode_deliveries(version) if version.deliveries else None
+    if plain and deliveries and _write_in_place(bucket, version, {attributes.DELIVERIES: deliveries}):
+        return True
     with _opened(bucket, version) as file:
-        in_place = {attributes.DELIVERIES: deliveries} if deliveries else {}
-        if plain and in_place and file.found.st_nlink == 1 and not record_homes.put_values(bucket, file.fd, in_place):
-            return True
         seen = file.look()
         fields = {name: value for name, value in seen.fields.items() if name != attributes.DELIVERIES}
         if not attributes.is_whole(fields, keys.stored_path(version.key), marker=version.marker):
@@ -185,6 +184,15 @@ def write_deliveries(bucket: OpenBucket, version: Version, *, plain: bool = Fals
         elif deliveries:
             fields[attributes.DELIVERIES] = deliveries
         return record_homes.write(file, seen, fields) is Home.ATTRIBUTES
+
+
+def _write_in_place(bucket: OpenBucket, version: Version, values: Mapping[str, bytes]) -> bool:
+    """Set attributes of a stored file that has no other name; whether it has none, and took them all."""
+    fd = open_file(bucket, *bucket.stored_file(version.key, version.id, marker=version.marker))
+    try:
+        return bucket.fs.stat_fd(fd).st_nlink == 1 and not record_homes.put_values(bucket, fd, values)
+    finally:
+        bucket.fs.close(fd)
 
 
 def amend(bucket: OpenBucket, version: Version, *, applied: bool = False) -> None:
