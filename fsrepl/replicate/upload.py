@@ -151,16 +151,27 @@ def _opened(upload: Upload) -> Iterator[Section]:
 
 
 def _section(upload: Upload, fd: int, start: int, size: int) -> Section:
-    """A section of an open file, which is sent no faster than the limit allows."""
+    """A section of an open file, which is sent no faster than the limit allows.
+
+    A request reads blocks of 16 KiB. They are claimed a tenth of a second's at a time: each wait may be a little too
+    long.
+    """
     fs, limiter, progress = upload.source.fs, upload.limiter, upload.progress
+    sent = claimed = 0
 
     def claim(count: int) -> None:
+        nonlocal sent, claimed
+        sent += count
+        if sent <= claimed:
+            return
+        more = max(sent - claimed, min(size - claimed, limiter.chunk_bytes(size)))
         if progress is not None:
-            may_send = progress.claim(limiter, count)
+            may_send = progress.claim(limiter, more)
         else:
-            may_send = limiter.claim(count, lambda: fs.interrupted)
+            may_send = limiter.claim(more, lambda: fs.interrupted)
         if not may_send:
             raise _stopped()
+        claimed += more
 
     return Section(lambda count, at: fs.read_at(fd, count, at), start, size, claim)
 

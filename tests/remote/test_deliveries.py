@@ -567,17 +567,22 @@ def test_what_is_sent_to_a_service_keeps_the_limit_in_any_ten_seconds(
     time, rate, real = Time(), 700 << 10, HTTPConnection.send
     sent: list[tuple[float, int]] = []
 
+    def oversleep(seconds: float) -> None:
+        time.sleep(seconds + 0.002)
+
     def send(connection: HTTPConnection, data: bytes) -> None:
         sent.append((time.now_s, len(data)))
         real(connection, data)
 
     monkeypatch.setattr(HTTPConnection, "send", send)
     with RemoteWorld(tmp_path, service) as world:
-        world.engine.limiter = Limiter(rate, time, time.sleep)
+        found = world.engine.limiter = Limiter(rate, time, oversleep)
         for name, size in (("in parts", 24 << 20), ("in one", 7 << 20)):
+            time.sleep(found.wait_s(found.position))
             world.write(name, os.urandom(size))
             world.settle()
         assert world.statuses() == {Status.COMPLETED}
+        assert found.position == 31 << 20
     assert sum(size for _, size in sent) >= 31 << 20
     assert_rate(sent, rate)
 
