@@ -12,6 +12,7 @@
               behind a line with a delay (only when it is asked for: see over_ssh.py)
     s3        a bucket of an S3 service: a quarter of the burst's files and a large one, beside rclone and the AWS CLI
               (only when it is asked for: see to_s3.py)
+    console   the console's pages at 1,000,000 objects (only when it is asked for: see console.py)
     arrivals  `rsync -a`, `tar x`, `git clone` and `pip install --target` into a bucket: is all there, and nothing else?
 
 Whatever else the machine does is in the figures: quote ratios, and say what was run.
@@ -34,6 +35,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from console import console
 from costs import Cost, cost_of, filesystem, make_tree, run, text, timed
 from daemons import DESTINATION, SOURCE, Daemon, daemon
 from large import large
@@ -324,7 +326,7 @@ def _arrive(site: Daemon, what: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = ("latency", "burst", "trees", "calls", "lifecycle", "arrivals", "large", "ssh", "s3")
+    modes = ("latency", "burst", "trees", "calls", "lifecycle", "arrivals", "large", "ssh", "s3", "console")
     parser.add_argument("--only", choices=modes)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
@@ -355,6 +357,8 @@ def main() -> None:
         large(options.folder, options.size)
     if options.only == "ssh":
         over_ssh(options.folder, options.files, options.size, options.delay)
+    if options.only == "console":
+        console(options.folder, 50 * options.files)
     if options.only == "s3":
         to_s3(options.folder, options.files // 4, options.size)
 
