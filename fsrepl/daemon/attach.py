@@ -211,7 +211,7 @@ class Attaching(Region):
             for region in self.receivers.values():
                 region.post(RetryNow(bucket.address))
             if state.is_up:
-                deliveries.enqueue_all(self, state)
+                deliveries.enqueue_all(self, state, new_rules=True)
             thresholds.untrack(self.engine, bucket.address)
 
     def retry_now(self, address: str) -> None:

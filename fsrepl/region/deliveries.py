@@ -88,22 +88,36 @@ def redeliver(region: Region, bucket: OpenBucket, version: Version, deliveries: 
     region.engine.notify()
 
 
-def enqueue_all(region: Region, state: BucketState) -> None:
-    """Queue every pending delivery of a source, as the journal has it; where they are many, the rest follows."""
-    address, journal = state.bucket.address, region.engine.journal
-    for destination, rule_id in journal.deliveries.pending_rules(address):
+def enqueue_all(region: Region, state: BucketState, *, new_rules: bool = False) -> None:
+    """Queue every pending delivery of a source, as the journal has it; where they are many, the rest follows.
+
+    new_rules: what no rule sends any more fails at once, also where its turn would come later.
+    """
+    address, journal = state.bucket.address, region.engine.journal.deliveries
+    for destination in journal.pending_destinations(address):
         other = region.receivers.get(region_of(destination))
-        if other is None or rules.orphaned(state.bucket.replication, rule_id, destination):
-            after = None
-            while page := journal.deliveries.pending_after(address, destination, after, PAGE):
-                hand_over(region, [each for each in page if each.rule == rule_id])  # which fails them
-                after = page[-1]
-            continue
-        first = journal.deliveries.pending_after(address, destination, None, LIVE_MAX)
-        hand_over(region, first)
-        if len(first) == LIVE_MAX:
+        failed = _fail_orphaned(region, state, destination) if other is None or new_rules else frozenset()
+        first = journal.pending_after(address, destination, None, LIVE_MAX)
+        hand_over(region, [each for each in first if each.rule not in failed])
+        if len(first) == LIVE_MAX and other is not None:
             other.post(StartOver(address, destination))
     _send_backlog(region, state)
+
+
+def _fail_orphaned(region: Region, state: BucketState, destination: str) -> frozenset[str]:
+    """Fail the deliveries to a destination that no rule sends any more, or no region takes; the rules they were by."""
+    address, journal = state.bucket.address, region.engine.journal.deliveries
+    gone = region_of(destination) not in region.receivers
+    failed = frozenset(
+        rule_id
+        for rule_id in journal.pending_rules(address, destination)
+        if gone or rules.orphaned(state.bucket.replication, rule_id, destination)
+    )
+    after = None
+    while failed and (page := journal.pending_after(address, destination, after, PAGE)):
+        hand_over(region, [each for each in page if each.rule in failed])
+        after = page[-1]
+    return failed
 
 
 def hand_over_more(region: Region, source: str, destination: str, after: Delivery | None) -> None:
@@ -126,14 +140,16 @@ def _send_backlog(region: Region, state: BucketState) -> None:
 
     The rest fails, a slice at a time; live deliveries fail at once."""
     state.orphaned.clear()
-    for destination, rule_id in region.engine.journal.backlog.rules(state.bucket.address):
-        why = rules.orphaned(state.bucket.replication, rule_id, destination)
-        if region_of(destination) not in region.receivers:
-            why = "DstBucketInvalidRegion"
-        if why:
-            state.orphaned[destination, rule_id] = why
-        else:
-            wake_backlog(region, state.bucket.address, destination)
+    address, journal = state.bucket.address, region.engine.journal
+    for destination in journal.deliveries.pending_destinations(address):
+        for rule_id in journal.backlog.rules(address, destination):
+            why = rules.orphaned(state.bucket.replication, rule_id, destination)
+            if region_of(destination) not in region.receivers:
+                why = "DstBucketInvalidRegion"
+            if why:
+                state.orphaned[destination, rule_id] = why
+            else:
+                wake_backlog(region, address, destination)
 
 
 def wake_backlog(region: Region, source: str, destination: str, *, start_over: bool = False) -> None:

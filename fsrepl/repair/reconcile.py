@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import attributes, keys
@@ -58,16 +58,17 @@ def reconcile(
         spelled = not any(map(keys.is_digest, path.split(b"/")))
         if spelled:
             seen_directories.add(path)
-        rows = journal.versions.versions_in(address, path) if spelled else iter(())
-        known = set(itertools.islice(rows, NAMES_AT_ONCE))
-        if max(len(names), len(known)) == NAMES_AT_ONCE:
+        pages = journal.versions.file_names_in(address, path) if spelled else iter(())
+        expected = set(itertools.islice(itertools.chain.from_iterable(pages), NAMES_AT_ONCE))
+        if max(len(names), len(expected)) == NAMES_AT_ONCE:
             lost, damaged = _large_directory(
                 bucket, journal, path, fd, itertools.chain(names, files), spelled=spelled, afresh=afresh,
                 remove=rebuilder is not None,
             )  # fmt: skip
-        elif not afresh and _is_as_known(bucket, path, fd, names, known):
+        elif not afresh and _is_as_known(bucket, path, fd, names, expected):
             continue
         else:
+            known = set(journal.versions.versions_in(address, path)) if spelled else set()
             found = [(name, stored) for name in names if (stored := keys.parse(name)) and not stored.sidecar]
             found = _without_replaced(bucket, fd, path, found, remove=rebuilder is not None)
             lost, damaged = _directory(bucket, journal, path, fd, found, known, afresh=afresh)
@@ -129,7 +130,7 @@ def tree_of(bucket: OpenBucket) -> str:
 
 
 def _large_directory(
-    bucket: OpenBucket, journal: Journal, path: bytes, fd: int, files: Iterable[bytes], *, spelled: bool, afresh: bool,
+    bucket: OpenBucket, journal: Journal, path: bytes, fd: int, files: Iterator[bytes], *, spelled: bool, afresh: bool,
     remove: bool,
 ) -> tuple[list[tuple[bytes, keys.StoredName]], list[keys.StoredName]]:  # fmt: skip
     """The same as _directory for one with a million files, without the names of all of them in memory.
@@ -139,18 +140,18 @@ def _large_directory(
     """
     there: set[int] = set()
     markers: set[bytes] = set()
-    for name in files:
-        if not name.endswith(keys.SIDECAR):
-            there.add(hash(name))
-            if name.endswith(_NULL_MARKER):
-                markers.add(name.removesuffix(_NULL_MARKER))
-    missing: list[tuple[bytes, str, bool]] = []
-    for row in journal.versions.versions_in(bucket.address, path) if spelled else ():
-        name = _file_name(row)
-        if hash(name) in there:
-            there.discard(hash(name))
-        else:
-            missing.append(row)
+    while some := list(itertools.islice(files, NAMES_AT_ONCE)):
+        there.update(map(hash, some))
+        there.difference_update([hash(name) for name in some if name.endswith(keys.SIDECAR)])
+        markers.update([name.removesuffix(_NULL_MARKER) for name in some if name.endswith(_NULL_MARKER)])
+    lacking: set[bytes] = set()
+    for page in journal.versions.file_names_in(bucket.address, path) if spelled else ():
+        hashes = list(map(hash, page))
+        if not there.issuperset(hashes):
+            lacking.update(name for name, each in zip(page, hashes, strict=True) if each not in there)
+        there.difference_update(hashes)
+    rows = journal.versions.versions_in(bucket.address, path) if lacking else ()
+    missing = [row for row in rows if _file_name(row) in lacking]
     lost: list[tuple[bytes, keys.StoredName]] = []
     damaged: list[keys.StoredName] = []
     nulls: list[tuple[bytes, keys.StoredName]] = []
@@ -190,14 +191,11 @@ def _file_name(row: tuple[bytes, str, bool]) -> bytes:
     return name + b";" + version_id.encode() + (keys.MARKER if marker else b"")
 
 
-def _is_as_known(
-    bucket: OpenBucket, path: bytes, fd: int, names: list[bytes], known: Collection[tuple[bytes, str, bool]]
-) -> bool:
+def _is_as_known(bucket: OpenBucket, path: bytes, fd: int, names: list[bytes], expected: set[bytes]) -> bool:
     """Whether the files in a directory of the store are those of the versions known, by names that spell the keys.
 
     Most directories are, and comparing their names whole takes less time than parsing each one.
     """
-    expected = {_file_name(row) for row in known}
     if len(names) != len(expected) or not expected.issuperset(names):
         return False
     return not any(_is_lost(bucket, fd, path, name, stored) for name in names[:1] if (stored := keys.parse(name)))

@@ -70,7 +70,7 @@ def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
                 job = replace(job, state=State.ACTIVE, why="SrcBucketInvalidRegion")
             begin(region, state, replace(job, bucket=bucket.address))
     _remember(region, state)
-    for destination, _ in region.engine.journal.backlog.rules(bucket.address):
+    for destination in region.engine.journal.deliveries.pending_destinations(bucket.address):
         wake_backlog(region, bucket.address, destination, start_over=True)
 
 

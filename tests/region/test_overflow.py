@@ -143,12 +143,17 @@ def test_deletions_that_are_held_are_not_handed_over_with_the_others(
     assert world.tree(SOURCE) == world.tree(DESTINATION)
 
 
-def test_what_no_rule_sends_any_more_fails_at_once_also_where_it_was_left_out(world: World) -> None:
+def test_what_no_rule_sends_any_more_fails_at_once_also_where_it_was_left_out(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """S3: a pending delivery of a rule that was removed is FAILED, while its destination is still away."""
     write_while_away(world)
+    caplog.set_level(logging.WARNING, "fsrepl")
     world.run("replication.rm", source=SOURCE)
     world.settle()
     assert world.statuses() == {"FAILED"}
+    lines = [line for record in caplog.records for line in record.getMessage().splitlines()]
+    assert sum(line.startswith("failed bucket=") for line in lines) == FILES
     world.configure(v2(to=DESTINATION))
     world.run("retry", scope=SOURCE)
     world.settle()

@@ -320,7 +320,7 @@ def test_questions_about_jobs_are_answered_by_an_index(world: World) -> None:
     journal.backlog.job_counts(SOURCE, "J")
     journal.backlog.read(SOURCE, DESTINATION, None, 1)
     journal.backlog.of_rule(SOURCE, DESTINATION, "r", 1)
-    journal.backlog.rules(SOURCE)
+    journal.backlog.rules(SOURCE, DESTINATION)
     journal.versions.versions_after(SOURCE, None, 1)
     journal.backlog.job_deliveries(SOURCE, "J", None, 1)
     plans = ["; ".join(row[3] for row in execute(f"EXPLAIN QUERY PLAN {q}", [None] * q.count("?"))) for q in asked]

@@ -47,7 +47,7 @@ QUESTIONS: dict[str, Callable[[Journal], object]] = {
     "the directories below one": lambda j: j.versions.directories(SOURCE, below=b"d7"),
     "what is pending": lambda j: j.deliveries.count_pending(SOURCE, 1 << 60),
     "the deliveries that are pending": lambda j: j.deliveries.pending_after(SOURCE, DESTINATION, None, 9),
-    "the rules with deliveries that are pending": lambda j: j.deliveries.pending_rules(SOURCE),
+    "the destinations of what is pending": lambda j: j.deliveries.pending_destinations(SOURCE),
     "the deliveries that failed": lambda j: list(j.deliveries.select(SOURCE, status=Status.FAILED)),
     "views that are behind": lambda j: j.versions.unshown(SOURCE, 100),
     "the large versions of one size": lambda j: j.versions.of_size(SOURCE, 8 << 20, 16),

@@ -14,14 +14,14 @@ class Backlog:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def rules(self, source: str) -> list[tuple[str, str]]:
-        """The (destination, rule) pairs for which a source has pending backfill deliveries."""
+    def rules(self, source: str, destination: str) -> list[str]:
+        """The rules by which a source has pending backfill deliveries to a destination."""
         rows = self._connection.execute(
-            "SELECT DISTINCT destination, rule FROM delivery INDEXED BY pending "
-            "WHERE status = 'PENDING' AND bucket = ? AND batch > ''",
-            (self._connection.ids.get(source),),
+            "SELECT DISTINCT rule FROM delivery INDEXED BY pending "
+            "WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND batch > ''",
+            (self._connection.ids.get(source), destination),
         )
-        return rows.fetchall()
+        return [rule for (rule,) in rows]
 
     def of_rule(self, source: str, destination: str, rule: str, limit: int) -> list[Delivery]:
         """Up to `limit` pending backfill deliveries to one destination by one rule."""

@@ -54,6 +54,8 @@ _ADDED = (
     "CREATE INDEX IF NOT EXISTS alike ON version (bucket, size, created) WHERE size / 1048576 > 0",
     "DROP INDEX IF EXISTS large",
     "CREATE INDEX IF NOT EXISTS classed ON version (bucket, traits, dir, name, created, id) WHERE traits != ''",
+    "CREATE INDEX IF NOT EXISTS held ON delivery (bucket, created, id, key) "
+    "WHERE status = 'PENDING' AND marker AND batch = ''",
     "CREATE INDEX IF NOT EXISTS unread ON version (bucket) WHERE traits IS NULL",
     "CREATE TABLE IF NOT EXISTS remote (bucket INTEGER, key BLOB, created INTEGER, id TEXT, marker INTEGER, "
     "size INTEGER, remote TEXT, upload TEXT, PRIMARY KEY (bucket, key, created, id)) WITHOUT ROWID",

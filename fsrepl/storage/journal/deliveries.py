@@ -40,11 +40,11 @@ def delivery_rows(number: int, version: Version) -> list[tuple[object, ...]]:
 
 OF_BUCKET = {"PENDING": "INDEXED BY pending", "FAILED": "INDEXED BY failed"}
 """The index for one bucket's deliveries, by status: otherwise SQLite scans all deliveries the bucket ever had."""
-_COLUMNS = (
-    "bucket, key, id, destination, rule, status, reason, created, size, marker, batch, since, tracking, digest, "
-    "operation"
+_HELD = "INDEXED BY held WHERE status = 'PENDING' AND marker AND batch = '' AND bucket = ?"
+DELIVERY = (
+    "SELECT bucket, key, id, destination, rule, status, reason, created, size, marker, batch, since, tracking, digest, "
+    "operation FROM delivery"
 )
-DELIVERY = f"SELECT {_COLUMNS} FROM delivery"
 
 
 def put_all(connection: Connection, address: str, versions: Iterable[Version]) -> None:
@@ -197,31 +197,37 @@ class Deliveries:
         """The pending deliveries of a source's markers that no backfill asked for, oldest first: those created within
         this time before the newest."""
         number = self._connection.ids.get(source)
-        found = (
-            f"FROM delivery {OF_BUCKET['PENDING']} WHERE status = 'PENDING' AND bucket = ? AND marker AND batch = ''"
-        )
-        (newest_ns,) = self._connection.execute(f"SELECT max(created) {found}", (number,)).fetchone()
+        (newest_ns,) = self._connection.execute(f"SELECT max(created) FROM delivery {_HELD}", (number,)).fetchone()
         rows = self._connection.execute(
-            f"SELECT {_COLUMNS} {found} AND created > ? ORDER BY created, id", (number, (newest_ns or 0) - within_ns)
+            f"{DELIVERY} {_HELD} AND created > ? ORDER BY created, id", (number, (newest_ns or 0) - within_ns)
         ).fetchall()
         return [delivery_in(self._connection, row) for row in rows]
 
     def keys_of_markers(self, source: str) -> list[bytes]:
         """The keys of a source's pending markers that no backfill sends."""
         rows = self._connection.execute(
-            f"SELECT DISTINCT key FROM delivery {OF_BUCKET['PENDING']} "
-            "WHERE status = 'PENDING' AND bucket = ? AND marker AND batch = ''",
-            (self._connection.ids.get(source),),
+            f"SELECT DISTINCT key FROM delivery {_HELD}", (self._connection.ids.get(source),)
         )
         return [key for (key,) in rows]
 
-    def pending_rules(self, source: str) -> list[tuple[str, str]]:
-        """The (destination, rule) pairs for which a source has pending deliveries that no backfill asked for."""
-        return self._connection.execute(
-            f"SELECT DISTINCT destination, rule FROM delivery {OF_BUCKET['PENDING']} "
-            "WHERE status = 'PENDING' AND bucket = ? AND batch = ''",
+    def pending_destinations(self, source: str) -> list[str]:
+        """The destinations for which a source has pending deliveries. By one step in the index for each of them."""
+        least = f"SELECT min(destination) FROM delivery {OF_BUCKET['PENDING']} WHERE status = 'PENDING' AND bucket = ?1"
+        rows = self._connection.execute(
+            f"WITH RECURSIVE found (name) AS ({least} UNION ALL SELECT ({least} AND destination > name) FROM found "
+            "WHERE name IS NOT NULL) SELECT name FROM found WHERE name IS NOT NULL",
             (self._connection.ids.get(source),),
-        ).fetchall()
+        )
+        return [name for (name,) in rows]
+
+    def pending_rules(self, source: str, destination: str) -> list[str]:
+        """The rules by which deliveries to a destination are pending that no backfill asked for. Reads all of them."""
+        rows = self._connection.execute(
+            f"SELECT DISTINCT rule FROM delivery {OF_BUCKET['PENDING']} "
+            "WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND batch = ''",
+            (self._connection.ids.get(source), destination),
+        )
+        return [rule for (rule,) in rows]
 
     def pending_after(self, source: str, destination: str, after: Delivery | None, limit: int) -> list[Delivery]:
         """Up to `limit` pending deliveries to one destination that no backfill asked for, oldest version first."""
@@ -235,20 +241,18 @@ class Deliveries:
 
     def count_held(self, source: str, newest_ns: int = (1 << 63) - 1, key: bytes | None = None) -> int:
         """How many deliveries of markers are pending that no backfill asked for: those that a halted bucket holds."""
-        by, and_key = (OF_BUCKET["PENDING"], "") if key is None else ("", " AND key = ?")
+        and_key = "" if key is None else " AND key = ?"
         rows = self._connection.execute(
-            f"SELECT count(*) FROM delivery {by} WHERE status = 'PENDING' AND bucket = ? AND created <= ? "
-            f"AND marker AND batch = ''{and_key}",
+            f"SELECT count(*) FROM delivery {_HELD} AND created <= ?{and_key}",
             (self._connection.ids.get(source), newest_ns, *([key] if key is not None else [])),
         )
         return int(rows.fetchone()[0])
 
     def select(
         self, source: str = "", *, status: Status | None = None, key: bytes | None = None, prefix: bytes = b"",
-        live: bool = False,
     ) -> Iterator[Delivery]:  # fmt: skip
-        """Deliveries by key and version; with live, only those that no backfill requested."""
-        where, values = ["batch = ''" if live else "1"], list[Any]()
+        """Deliveries by key and version."""
+        where, values = ["1"], list[Any]()
         for column, value in (
             ("bucket", self._connection.ids.get(source, -1) if source else None),
             ("status", status),

@@ -363,6 +363,22 @@ class Versions:
                 return
             last = rows[-1][:3]
 
+    def file_names_in(self, address: str, directory: bytes) -> Iterator[list[bytes]]:
+        """The names that the versions of one directory have in the store, where these spell their keys; in pages."""
+        last: tuple[object, ...] = ()
+        while True:
+            where = "AND (name, created, id) > (?, ?, ?)" if last else ""
+            rows = self._connection.execute(
+                "SELECT CAST(name || ';' || id || CASE WHEN marker THEN ';deleted' ELSE '' END AS BLOB), "
+                f"name, created, id FROM version WHERE bucket = ? AND dir = ? {where} "
+                f"ORDER BY name, created, id LIMIT {PAGE}",
+                (self._connection.ids.get(address), directory, *last),
+            ).fetchall()
+            yield [row[0] for row in rows]
+            if len(rows) < PAGE:
+                return
+            last = rows[-1][1:]
+
     def version_directories(self, address: str) -> set[bytes]:
         rows = self._connection.execute(
             "SELECT DISTINCT dir FROM version WHERE bucket = ?", (self._connection.ids.get(address),)
