@@ -158,6 +158,21 @@ def _unreplicated(world: World, clock: Clock) -> None:
     world.run("replication.enable", source=SOURCE)
 
 
+def _suspended(world: World, clock: Clock) -> None:
+    """Null versions and null markers, which replace one another, beside versions of before."""
+    for key in ("k", "d/k", "gone"):
+        world.write(key, b"versioned")
+    world.settle()
+    world.run("replication.rm", source=SOURCE)
+    world.run("versioning.set", bucket=SOURCE, status="Suspended")
+    for key in ("k", "d/k", "null"):
+        world.write(key, b"null")
+    world.settle()
+    world.write("k", b"another null")
+    for key in ("d/k", "gone"):
+        world.unlink(key)
+
+
 def _plain(world: World, clock: Clock) -> None:
     for key in ("a", "d/b", "d/e/c"):
         world.write(key, key.encode(), PLAIN)
@@ -213,6 +228,7 @@ JOURNEYS = {
         lambda world, clock: world.run("replication.backfill", source=SOURCE, statuses=("NONE",), rules=()),
     ),
     "edits": Journey(_edited),
+    "suspended": Journey(_suspended),
     "fetch": Journey(_overwritten),
     "repair": Journey(
         _damaged,
@@ -254,6 +270,21 @@ def test_a_recovery_that_crashes_at_any_change_ends_as_without(
     changes, wanted = run.without_fault()
     for change in _tried(changes, 0.4, CRASHED_AGAIN):
         found, where = run.with_fault("crash", change, again=True)
+        assert found == wanted, f"{name}: {where}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")
+@pytest.mark.parametrize("name", JOURNEYS)
+def test_a_crash_of_an_ordinary_user_ends_as_without(
+    users_memory: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """G1, G2, G7: as any other user than root, with and without the journal."""
+    monkeypatch.setenv("FSREPL_CLOCK", str(users_memory / "now"))
+    run = _Run(JOURNEYS[name], users_memory, (users_memory / "now").write_text)
+    changes, wanted = run.without_fault()
+    for change in _tried(changes, 0.6, 1):
+        found, where = run.with_fault("crash", change)
         assert found == wanted, f"{name}: {where}"
 
 
