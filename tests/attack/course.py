@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -249,7 +249,7 @@ class _Attack:
         site.kill()
         site.start("-v")
         self._come_to_rest("after a scan")
-        destroyed = self._verify()
+        destroyed = self._verify({user.ledger.bucket: user.ledger.overwritten for user in users})
         site.stop()
         for user in users:
             self.history.rests += user.ledger.close(time.monotonic())
@@ -307,8 +307,13 @@ class _Attack:
                 return
             time.sleep(0.2)
 
-    def _verify(self) -> set[tuple[str, str, str]]:
-        """Differences that are forbidden, and the stored versions that are destroyed, by bucket, key and version."""
+    def _verify(self, overwritten: Mapping[str, Mapping[str, set[str]]]) -> set[tuple[str, str, str]]:
+        """Differences that are forbidden, and the stored versions that are destroyed, by bucket, key and version.
+
+        overwritten: see Ledger, by bucket. With `sharing = "link"` a destroyed version is fetched from where it is
+        whole, unless it was written into through a name that is not its key's, and that was gone before anybody looked:
+        only reading all content finds that.
+        """
         destroyed: dict[tuple[str, str, str], dict[str, Any]] = {}
         others: set[str] = set()
         for source in self.plan.destinations:
@@ -327,9 +332,11 @@ class _Attack:
             digest = digests.get((bucket, key, version), "")
             whole = [other for other in self.plan.buckets if (other, key, version) in there]
             line = f"destroyed: {bucket}/{key} version {version} {digest[:12]}"
-            if self.plan.sharing != "link" or whole or digest not in self.history.overwritten:
+            names = overwritten.get(bucket, {}).get(digest, set())
+            is_unseen = bool(names) and key not in names
+            if self.plan.sharing != "link" or (whole and not is_unseen) or digest not in self.history.overwritten:
                 why = f"{whole[0]} has it whole" if whole else "nobody overwrote it in place"
-                self.out.faults.append(f"{line}; {why}")
+                self.out.faults.append(f"{line}; {why}; overwritten at {sorted(names)}")
             else:
                 self.out.unpromised.append(line)
         return set(destroyed)

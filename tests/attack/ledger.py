@@ -45,8 +45,9 @@ class Ledger:
 
     bucket: str
     rests: list[Rest] = field(default_factory=list)
-    overwritten: set[str] = field(default_factory=set)
-    """Digests of bytes that were overwritten in place: the file stayed, and its bytes went."""
+    overwritten: dict[str, set[str]] = field(default_factory=dict)
+    """Digests of bytes that were overwritten in place (the file stayed, and its bytes went), and the keys that were
+    names of the file just before or after."""
     contents: dict[str, float] = field(default_factory=dict)
     """The digest of all bytes that a file had, also those that a look came too late for; and since when, at most."""
     copied: set[str] = field(default_factory=set)
@@ -57,10 +58,13 @@ class Ledger:
         """Record how the tree looks now. A file that looks as it did last time has rested since it was first seen."""
         for file in tree.values():
             self.made(file.digest, now_s)
-        was = {file.ino: file.digest for file, _ in self._now.values()}
-        for file in tree.values():
-            if was.get(file.ino, file.digest) != file.digest:
-                self.overwritten.add(was[file.ino])
+        was: dict[int, tuple[str, set[str]]] = {}
+        for key, (file, _) in self._now.items():
+            was.setdefault(file.ino, (file.digest, set()))[1].add(key)
+        for key, file in tree.items():
+            digest, names = was.get(file.ino, (file.digest, set()))
+            if digest != file.digest:
+                self.overwritten.setdefault(digest, set()).update(names, {key})
         for key, (file, since_s) in self._now.items():
             if tree.get(key) != file:
                 self.rests.append(Rest(self.bucket, key, file, since_s, now_s))

@@ -20,7 +20,7 @@ from fsrepl.model import clock
 from fsrepl.model.version import Origin, Status
 from fsrepl.region import brake
 from fsrepl.storage import halt
-from tests.doubles import DyingFs, FailingFs, PowerCut
+from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
 from tests.tree_deeds import differences
 from tests.world import DESTINATION, SOURCE, World, at, v1, worlds
 
@@ -171,6 +171,32 @@ def test_undelete_goes_on_batch_after_batch(memory: Path, monkeypatch: pytest.Mo
         answer = undelete(world)
         assert (answer["Restored"], answer["Halted"]) == (NUMBER, False)
         assert world.tree(SOURCE) == before
+
+
+class _Counting(UnsyncedFs):
+    """Counts how often the disk is waited for."""
+
+    syncs = 0
+
+    def sync_file(self, fd: int) -> None:
+        self.syncs += 1
+
+    def sync_all(self, fd: int) -> None:
+        self.syncs += 1
+
+
+def test_undelete_waits_for_the_disk_as_often_for_many_files_as_for_few(memory: Path) -> None:
+    """2,000 files a second: they come back a batch at a time, and each batch is synced whole."""
+    counts = []
+    for number in (5, 120):
+        fs = _Counting()
+        with World(memory / str(number), fs=fs) as world:
+            fill(world, number)
+            wipe(world)
+            before = fs.syncs
+            assert undelete(world)["Restored"] == number
+            counts.append(fs.syncs - before)
+    assert counts[0] == counts[1]
 
 
 def test_undelete_of_a_prefix_leaves_the_rest_held(memory: Path) -> None:
