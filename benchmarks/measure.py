@@ -13,6 +13,9 @@
     s3        a bucket of an S3 service: a quarter of the burst's files and a large one, beside rclone and the AWS CLI
               (only when it is asked for: see to_s3.py)
     console   the console's pages at 1,000,000 objects (only when it is asked for: see console.py)
+    million   a million empty files in one bucket with five destinations, three of them away at first, then a million
+              names in one directory: memory, descriptors, threads, the journal, starts after a crash (only when it is
+              asked for: see million.py)
     arrivals  `rsync -a`, `tar x`, `git clone` and `pip install --target` into a bucket: is all there, and nothing else?
 
 Whatever else the machine does is in the figures: quote ratios, and say what was run.
@@ -40,6 +43,7 @@ from costs import Cost, cost_of, filesystem, make_tree, run, text, timed
 from daemons import DESTINATION, SOURCE, Daemon, daemon
 from large import large
 from lifecycle import lifecycle
+from million import million
 from over_ssh import over_ssh
 from peers import PEERS, Peer
 from to_s3 import to_s3
@@ -326,7 +330,7 @@ def _arrive(site: Daemon, what: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = ("latency", "burst", "trees", "calls", "lifecycle", "arrivals", "large", "ssh", "s3", "console")
+    modes = ("latency", "burst", "trees", "calls", "lifecycle", "arrivals", "large", "million", "ssh", "s3", "console")
     parser.add_argument("--only", choices=modes)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
@@ -355,6 +359,8 @@ def main() -> None:
         arrivals(options.folder)
     if options.only == "large":
         large(options.folder, options.size)
+    if options.only == "million":
+        million(options.folder, 50 * options.files, 5)
     if options.only == "ssh":
         over_ssh(options.folder, options.files, options.size, options.delay)
     if options.only == "console":
