@@ -128,7 +128,11 @@ def hand_over_more(region: Region, source: str, destination: str, after: Deliver
     other = region.receivers.get(region_of(destination))
     if other is None or source not in region.engine.site.buckets:
         return  # nothing waits there any more
-    page = region.engine.journal.deliveries.pending_after(source, destination, after, PAGE)
+    try:
+        page = region.engine.journal.deliveries.pending_after(source, destination, after, PAGE)
+    except Exception:
+        other.post(StartOver(source, destination))  # else the queue would wait for this page for ever
+        raise
     reported = region.outcomes.versions(source, destination)
     wanted = [each for each in page if (each.key, each.id) not in reported]
     group = _by_region(region, wanted).get(other, [])

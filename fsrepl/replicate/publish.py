@@ -9,7 +9,7 @@ from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.model.version import Kind, Status, Version
 from fsrepl.model.view import View
-from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
 from fsrepl.replicate.destination import Destination
 from fsrepl.replicate.draft import StagedReplica
@@ -176,7 +176,9 @@ def _shown(
             outcome = show.NotShown(reason(error))
         match outcome:
             case show.Shown(view, left, record):
-                if left:
+                if outcome.is_overwritten:
+                    state.damaged.append(Damaged(bucket.address, key, left))
+                elif left:
                     all_left.append((key, left, record))
                 seen.append((item.replica, view))
                 changed.add(keys.place(key)[0])

@@ -26,7 +26,7 @@ from fsrepl.model.version import Kind, Version
 from fsrepl.model.view import View
 from fsrepl.storage import placed, records, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
-from fsrepl.storage.fs import LASTING
+from fsrepl.storage.fs import GONE, LASTING
 from fsrepl.storage.view_file import look_at_file, open_entry
 from fsrepl.views import crossing, directories, folders, obstacles, writable
 from fsrepl.views.decide import ABSENT, Answer, Found, Occupant, decide_view
@@ -38,12 +38,13 @@ class Shown(Struct, frozen=True):
     """The view shows the version now; view is None where it is absent for a marker.
 
     left: the version shown before, if the view was its stored file, whose record its user could write.
-    record: the version left, where its record is known to be so still.
+    record: the version left, where its record is known to be so still. is_overwritten: its content may be another one.
     """
 
     view: View | None
     left: str = ""
     record: Version | None = None
+    is_overwritten: bool = False
 
 
 class NotShown(Struct, frozen=True):
@@ -137,7 +138,7 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
             return made
     match decide_view(look(bucket, version.key), expected, version):
         case Answer.DONE:
-            return Shown(None)
+            return _removed(bucket, version.key, expected)
         case Answer.BLOCKED:
             return _conflict(bucket, version.key)
         case Answer.USER_CHANGED:
@@ -151,6 +152,27 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
         case Answer.REPLACE:
             assert expected is not None
             return _replace(bucket, version, expected, staged)
+
+
+def _removed(bucket: OpenBucket, key: bytes, expected: View | None) -> Shown:
+    """A view that is absent for a marker, since a user has just removed it.
+
+    Where it was a version's stored file, it may have been written into before: with the marker current, no capture
+    looks at it any more.
+    """
+    if expected is None or not expected.shown or expected.is_link:
+        return Shown(None)
+    try:
+        stored = bucket.fs.stat(*bucket.stored_file(key, expected.shown))
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        return Shown(None)
+    if stored.st_ino != expected.ino:
+        return Shown(None)
+    if stored.st_nlink > 1 or not expected.has_content_of(stored):
+        return Shown(None, expected.shown, is_overwritten=True)
+    return Shown(None, expected.shown, versions.make_private(bucket, key, expected.shown))
 
 
 def _make(bucket: OpenBucket, version: Version, staged: bytes) -> ShowResult | None:

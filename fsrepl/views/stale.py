@@ -14,7 +14,7 @@ import time
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.view import View
-from fsrepl.region.bucket_state import BucketState, StaleView
+from fsrepl.region.bucket_state import BucketState, Damaged, StaleView
 from fsrepl.region.change_queue import ARRIVED
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
@@ -138,7 +138,9 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
         return
     match outcome:
         case show.Shown(view, left, record):
-            if left:
+            if outcome.is_overwritten:
+                state.damaged.append(Damaged(address, key, left))
+            elif left:
                 shared_record.repair_left(journal, region.engine.recent, state, bucket, key, left, record)
             with journal.transaction():
                 journal.versions.see(address, key, view)

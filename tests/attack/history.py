@@ -165,10 +165,16 @@ def _replicas(listing: Listing, overwritten: Collection[str]) -> Iterable[Violat
                 what = f"{version_id} is {'not in' if replica is None else 'damaged in'} {other}"
                 yield Violation(Kind.UNREPLICATED, bucket, key, what)
         source = there.get((each.maker, key, version_id)) if each.maker != bucket else None
-        if source and (source.created_ns, source.digest, source.is_marker) != (
-            each.created_ns,
-            each.digest,
-            each.is_marker,
+        has_record = source is not None and (source.is_marker or source.digest)  # a user of a linked file may remove it
+        if (
+            source
+            and has_record
+            and (source.created_ns, source.digest, source.is_marker)
+            != (
+                each.created_ns,
+                each.digest,
+                each.is_marker,
+            )
         ):
             yield Violation(Kind.DIFFERENT, bucket, key, f"{version_id}: {each}, but {each.maker} has {source}")
 

@@ -46,10 +46,7 @@ class Stores:
             for name, stored in found:
                 key = keys.join(path, stored.name)
                 try:
-                    version = versions.read_stored(bucket, fd, key, stored, name)
-                    if versions.has_lost_record(version) and bucket.bucket.sharing == "link":
-                        raise StoreDamaged("its user removed its record")
-                    yield self._listed(bucket, version)
+                    yield self._listed(bucket, versions.read_stored(bucket, fd, key, stored, name))
                 except StoreDamaged:
                     last = self._last.get((bucket.address, os.fsdecode(key), stored.id))
                     if last is None and bucket.bucket.sharing != "link":

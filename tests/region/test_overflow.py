@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fsrepl.region import brake, deliveries, delivery_queue, overflow
+from fsrepl.storage.journal.deliveries import Deliveries
+from fsrepl.storage.journal.rows import Delivery
 from tests.doubles import FaultyFs
 from tests.world import DESTINATION, SOURCE, World, v2
 
@@ -176,3 +180,25 @@ def test_a_region_that_hangs_is_sent_no_messages_that_pile_up(world: World) -> N
     region.pulse.is_stuck = False
     world.settle()
     assert world.tree(SOURCE) == world.tree(DESTINATION)
+
+
+def test_a_page_that_could_not_be_read_is_asked_for_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G7: the journal's disk fails for a moment, just as the rest is to be handed over."""
+    write_while_away(world)
+    whole, faults = Deliveries.pending_after, [2]
+
+    def pending_after(table: Deliveries, source: str, destination: str, after: Delivery | None, limit: int) -> Any:
+        if limit == PAGE and faults[0]:
+            faults[0] -= 1
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise error
+        return whole(table, source, destination, after, limit)
+
+    monkeypatch.setattr(Deliveries, "pending_after", pending_after)
+    world.back("west")
+    for _ in range(4):
+        world.settle()
+    assert not faults[0]
+    assert world.tree(SOURCE) == world.tree(DESTINATION)
+    assert world.statuses() == {"COMPLETED"}

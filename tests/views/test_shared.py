@@ -14,10 +14,13 @@ import pytest
 from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged
-from fsrepl.model.version import DeliveryRecord, Status, Version
+from fsrepl.model.version import DeliveryRecord, Origin, Status, Version
 from fsrepl.region.change_queue import CLOSED
-from fsrepl.storage import listing
+from fsrepl.replicate.group import DeliveryGroup
+from fsrepl.storage import listing, versions
+from fsrepl.storage.bucket import content_digest
 from tests.doubles import DyingFs, PowerCut
+from tests.replicate.test_two_way import connect
 from tests.world import DESTINATION, SOURCE, World, v2, worlds
 
 WAS, IS = b"as it was replicated", b"WRITTEN IN PLACE"
@@ -614,3 +617,35 @@ def test_a_replica_with_an_obstacle_is_private_until_it_is_shown(tmp_path: Path)
         assert _is_linked(world, DESTINATION)
         assert world.look_of("k", DESTINATION)[0] == replica.posix == world.current("k").posix
         world.stays_quiet()
+
+
+def test_a_write_into_a_view_is_noticed_where_a_marker_overtakes_its_capture(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Section 7: a user writes into a file and removes it while a marker for it is being delivered, after the delivery
+    has looked at the file: the destroyed version is fetched again."""
+    with World(memory / "w", replicate=False) as world:
+        connect(world, SOURCE, DESTINATION)
+        world.set_sharing(east="link", west="link")
+        for key in ("k", "untouched"):
+            world.drop(key, b"the first content")
+        world.settle()
+        first = {key: world.of(key)[-1] for key in ("k", "untouched")}
+        os.truncate(world.path("k"), 4)
+        for key in first:
+            world.unlink(key)
+            world.unlink(key, DESTINATION)
+        world.capture(DESTINATION)
+        monkeypatch.setattr(DeliveryGroup, "_is_unlooked_at", lambda *_: False)  # it had looked before
+        for _ in range(3):
+            world.region(SOURCE).turn()
+        assert [version.origin for version in world.of("k")] == [Origin.REPLICA, Origin.USER]
+        monkeypatch.undo()
+        for _ in range(2):
+            world.settle()
+        with world.engine.site.bucket(SOURCE).open() as opened:
+            for key, version in first.items():
+                fd = versions.open_version(opened, key.encode(), version.id)
+                assert content_digest(opened, fd) == version.digest
+                opened.fs.close(fd)
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
