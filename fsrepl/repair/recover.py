@@ -30,11 +30,12 @@ class Left(Struct, frozen=True):
     """What recovery leaves to the daemon.
 
     fetched: the versions still to be fetched again, each with the name of the intent that records it. overtaken: see
-    views/displaced.py.
+    views/displaced.py. overwritten: keys and ids of versions whose own files users may have written into.
     """
 
     fetched: dict[tuple[bytes, str], bytes]
     overtaken: list[displaced.Overtaken]
+    overwritten: list[tuple[bytes, str]]
 
 
 def finish(
@@ -53,6 +54,7 @@ def finish(
     kept: set[bytes] = set()
     still_stale: set[bytes] = set()
     fetched: dict[tuple[bytes, str], bytes] = {}
+    overwritten: list[tuple[bytes, str]] = []
     for intent in intents:
         _finish_removal(bucket, journal, intent.key)
     overtaken = displaced.clear(bucket, journal, quiet_s, intents)
@@ -65,6 +67,7 @@ def finish(
         if intent.act in (Act.FETCH, Act.REMOVE):
             continue
         outcome = _finish_one(bucket, journal, intent)
+        overwritten += _overwritten(bucket, intent)
         if isinstance(outcome, show.NotShown):
             still_stale.add(intent.key)
             if not mark_stale(intent, outcome):
@@ -77,7 +80,17 @@ def finish(
         for name, group in files:
             if name not in fetched.values() and not any(intent.key in kept for intent in group):
                 drop_intents(bucket, name)
-    return Left(fetched, overtaken)
+    return Left(fetched, overtaken, overwritten)
+
+
+def _overwritten(bucket: OpenBucket, intent: intents.Intent) -> list[tuple[bytes, str]]:
+    """The version that a view showed, if its file may have been written into and is no view any more."""
+    with contextlib.suppress(OSError):  # it cannot be read now, and `verify` finds it
+        found = _look(bucket, intent.key)
+        if intent.was is not None and (found.status is None or found.status.st_ino != intent.was.ino):
+            gone = show.removed(bucket, intent.key, intent.was)
+            return [(intent.key, gone.left)] if gone.is_overwritten else []
+    return []
 
 
 def _in_order(journal: Journal, bucket: OpenBucket, found: list[intents.Intent]) -> list[intents.Intent]:

@@ -138,7 +138,7 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
             return made
     match decide_view(look(bucket, version.key), expected, version):
         case Answer.DONE:
-            return _removed(bucket, version.key, expected)
+            return removed(bucket, version.key, expected)
         case Answer.BLOCKED:
             return _conflict(bucket, version.key)
         case Answer.USER_CHANGED:
@@ -154,10 +154,10 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
             return _replace(bucket, version, expected, staged)
 
 
-def _removed(bucket: OpenBucket, key: bytes, expected: View | None) -> Shown:
-    """A view that is absent for a marker, since a user has just removed it.
+def removed(bucket: OpenBucket, key: bytes, expected: View | None) -> Shown:
+    """What became of a view that its user removed, or replaced, before the daemon did.
 
-    Where it was a version's stored file, it may have been written into before: with the marker current, no capture
+    Where it was a version's stored file, it may have been written into before: with another version current, no capture
     looks at it any more.
     """
     if expected is None or not expected.shown or expected.is_link:

@@ -649,3 +649,31 @@ def test_a_write_into_a_view_is_noticed_where_a_marker_overtakes_its_capture(
                 assert content_digest(opened, fd) == version.digest
                 opened.fs.close(fd)
         assert world.ids(SOURCE) == world.ids(DESTINATION)
+
+
+@pytest.mark.slow
+def test_a_write_into_a_view_is_noticed_where_a_crash_keeps_its_marker(memory: Path) -> None:
+    """The same where a crash at any change comes between: the start finds the view gone, as the marker wants it."""
+    for calls, world in worlds(memory, replicate=False):
+        connect(world, SOURCE, DESTINATION)
+        world.set_sharing(east="link", west="link")
+        world.drop("k", b"the first content")
+        world.settle()
+        first = world.of("k")[-1]
+        world.unlink("k", DESTINATION)
+        fs = DyingFs(calls)
+        world.restart(fs=fs)
+        with contextlib.suppress(PowerCut):
+            world.settle()
+        if not fs.died:
+            return
+        if world.path("k").exists():
+            os.truncate(world.path("k"), 4)
+            world.unlink("k")
+        world.restart(without_journal=calls % 2 == 1)
+        for _ in range(3):
+            world.settle()
+        with world.engine.site.bucket(SOURCE).open() as opened:
+            fd = versions.open_version(opened, b"k", first.id)
+            assert content_digest(opened, fd) == first.digest, f"cut at {calls}, in {fs.died_in}"
+            opened.fs.close(fd)
