@@ -27,6 +27,7 @@ class Listed:
     """A version or marker as a store has it.
 
     is_whole: the stored content matches digest. completed: destinations to which it is COMPLETED by its own record.
+    was_unread: it was there before, and its record could not be read then.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Listed:
     is_marker: bool = False
     is_whole: bool = True
     completed: frozenset[str] = frozenset()
+    was_unread: bool = False
 
     @property
     def order(self) -> tuple[int, str]:
@@ -199,7 +201,8 @@ def _backdated(before: Listing, after: Listing) -> Iterable[Violation]:
         known = {(each.key, each.id) for each in versions}
         newest = max((each.order for each in versions if each.maker == bucket and each.id != NULL), default=(0, ""))
         for each in after[bucket]:
-            is_new = (each.key, each.id) not in known and each.maker == bucket and each.id != NULL
+            is_seen = (each.key, each.id) in known or each.was_unread
+            is_new = not is_seen and each.maker == bucket and each.id != NULL
             if is_new and each.order < newest:
                 yield Violation(Kind.BACKDATED, bucket, each.key, f"{each.id} is older than {newest[1]}")
 

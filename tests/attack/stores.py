@@ -25,6 +25,7 @@ class Stores:
         self._disks = Disks(reading.load(site.root / FILE))
         self._whole: set[tuple[str, bytes, str, bytes]] = set()
         self._last: dict[tuple[str, str, str], Listed] = {}
+        self._unread: set[tuple[str, str, str]] = set()
 
     def read(self, buckets: tuple[str, ...], *, again: bool = False) -> Listing:
         """The versions and markers of these buckets. again: all content is read, not only what is new."""
@@ -53,6 +54,8 @@ class Stores:
                         raise
                     if last is not None:
                         yield replace(last, is_whole=False)
+                    else:
+                        self._unread.add((bucket.address, os.fsdecode(key), stored.id))
 
     def _listed(self, bucket: OpenBucket, version: Version) -> Listed:
         completed = (other for other, each in version.deliveries.items() if each.status is Status.COMPLETED)
@@ -66,6 +69,7 @@ class Stores:
             version.marker,
             self._is_whole(bucket, version),
             frozenset(completed),
+            (bucket.address, os.fsdecode(version.key), version.id) in self._unread,
         )
 
     def _is_whole(self, bucket: OpenBucket, version: Version) -> bool:

@@ -130,3 +130,9 @@ def test_at_rest_every_content_is_everywhere_and_markers_where_they_were_due() -
     both = {EAST: (WEST,), WEST: (EAST,)}
     assert [each.kind for each in out_of_step(listing, both)] == [Kind.UNREPLICATED]
     assert out_of_step({EAST: (ONE, TWO, unsent), WEST: (ONE, TWO)}, both) == []
+
+
+def test_a_version_whose_record_could_not_be_read_before_is_not_backdated() -> None:
+    """Where files are linked, a user may have written another version's record over it; it is repaired later."""
+    assert kinds(history(ONE, TWO, before=(TWO,))) == {Kind.BACKDATED}
+    assert kinds(history(replace(ONE, was_unread=True), TWO, before=(TWO,))) == set()
