@@ -64,10 +64,16 @@ def _folder(fs: Fs, at: int, what: str) -> Iterator[int]:
         if fs.stat_fd(folder).st_uid != fs.uid or next(iter(fs.entries(folder)), None) is not None:
             raise Usage(f"{what}: another program uses {_FOLDER.decode()} there; try again")
         yield folder
-    finally:
-        fs.close(folder)
+    except BaseException:
         with contextlib.suppress(OSError):
             _clear(fs, at)
+        raise
+    finally:
+        fs.close(folder)
+    try:
+        _clear(fs, at)
+    except OSError as error:  # else its files would become objects of the bucket
+        raise Usage(f"{what}: cannot remove {_FOLDER.decode()} there: {reason(error)}; try again") from error
 
 
 def _clear(fs: Fs, at: int) -> None:

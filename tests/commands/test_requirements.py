@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from fsrepl.commands import requirements, sites
 from fsrepl.errors import Usage
 from fsrepl.storage.fs import Fs
 from tests import mounts
-from tests.doubles import UnsyncedFs
+from tests.doubles import FailingFs, UnsyncedFs
 from tests.world import DESTINATION, SOURCE, World
 
 LACKS = {
@@ -147,3 +148,21 @@ def test_where_there_are_no_hard_links_replicas_are_copies(memory: Path, number:
         world.settle()
         assert world.tree(DESTINATION) == {}
         assert world.leftovers(DESTINATION) == []
+
+
+def test_a_probe_that_cannot_be_removed_is_no_object(memory: Path) -> None:
+    """G7: a fault at any change either refuses the folder, or leaves nothing in it that would be adopted."""
+    for calls in itertools.count():
+        top = memory / str(calls)
+        top.mkdir()
+        fs = FailingFs(calls)
+        at = os.open(top, os.O_RDONLY)
+        try:
+            requirements.require(fs, at, "folder")
+        except Usage:
+            requirements.require(UnsyncedFs(), at, "folder")
+        finally:
+            os.close(at)
+        assert os.listdir(top) == [], f"EIO at change {calls}, {fs.failed_in}"
+        if not fs.failed:
+            return
