@@ -77,7 +77,7 @@ def encode(version: Version) -> dict[str, bytes]:
     if version.digest:
         out[BLAKE3] = version.digest.hex().encode()
     out[LAST_MODIFIED] = clock.stamp(version.created_ns).encode()
-    out[ORIGIN] = encode_origin(version)
+    out[ORIGIN] = (f"replica:{version.source}" if version.source else str(version.origin)).encode()
     if version.storage_class and version.storage_class != "STANDARD":
         out[STORAGE_CLASS] = version.storage_class.encode()
     if keys.is_hidden(version.key) or version.id == NULL:  # a null id does not identify the key
@@ -98,10 +98,6 @@ def encode(version: Version) -> dict[str, bytes]:
         out[DELIVERIES] = encode_deliveries(version)
     out.update(of_object(version))
     return out
-
-
-def encode_origin(version: Version) -> bytes:
-    return (f"replica:{version.source}" if version.source else str(version.origin)).encode()
 
 
 def of_object(version: Version) -> dict[str, bytes]:

@@ -6,8 +6,6 @@ model/attributes.py names the fields of a record, which include the object's att
     user.fsrepl.deliveries    the deliveries, which change, small enough for the inode
     user.fsrepl.tag.NAME      and the object's other attributes, each as it is
 
-The record of a marker has only the time; an origin other than its user is in user.fsrepl.origin (see _of_marker).
-
 A whole record is the same JSON object with `deliveries` and `attributes` in it. It is complete by itself where the
 attributes beside it are a view's, which users may change. Earlier builds wrote each field as a separate attribute, and
 a whole record as an object of attribute names. Both forms are read. Source: design.md, section 2.
@@ -42,7 +40,7 @@ from fsrepl.model.attributes import (
     VERSION_ID,
     is_ours,
 )
-from fsrepl.model.version import NULL, Origin, Version
+from fsrepl.model.version import NULL, Version
 
 _NESTED = frozenset({DELIVERIES, EDITED, PLACE, POSIX, SHORTFALL})
 """Fields whose value is JSON."""
@@ -57,8 +55,8 @@ _PLAIN_POSIX = re.compile(_POSIX.encode())
 """The posix field of a file without an ACL, as attributes.py writes it. It differs from file to file."""
 _USUAL_FIELDS = (VERSION_ID, BLAKE3, LAST_MODIFIED, ORIGIN, STORAGE_CLASS, POSIX)
 _MEMBERS = (
-    r'(?:"version-id":"([0-9A-Za-z]+)",)?(?:"blake3":"([0-9a-f]{64})",)?"last-modified":"([0-9T:.Z-]+)"'
-    rf'(?:,"origin":"([A-Za-z0-9:/._-]+)")?(?:,"storage-class":"([A-Z_]+)")?(?:,"posix":({_POSIX}))?'
+    r'"version-id":"([0-9A-Za-z]+)"(?:,"blake3":"([0-9a-f]{64})")?,"last-modified":"([0-9T:.Z-]+)"'
+    rf',"origin":"([A-Za-z0-9:/._-]+)"(?:,"storage-class":"([A-Z_]+)")?(?:,"posix":({_POSIX}))?'
 )
 _USUAL = re.compile(rf"\{{{_MEMBERS}\}}".encode())
 """The record of most versions and markers, as `on_file` writes it: in this form each field's value stands as it is."""
@@ -73,27 +71,11 @@ def of(version: Version) -> dict[str, bytes]:
     """The attributes of a version's record, as on_file makes them of its fields: of most versions in a single step."""
     if (members := _usual(version)) is None:
         return on_file(attributes.encode(version))
-    if version.marker and not (version.storage_class or version.attrs or version.tags):
-        return _of_marker(version)
     found = {RECORD: f"{{{members}}}".encode()}
     if version.deliveries:
         found[DELIVERIES] = attributes.encode_deliveries(version)
     if version.attrs or version.tags:
         found.update(attributes.of_object(version))
-    return found
-
-
-def _of_marker(version: Version) -> dict[str, bytes]:
-    """The attributes of a marker. Its name tells the id, and the record alone is as long as the inode of ext4 has room
-    for: 56 bytes. What is beside it is mostly equal for many markers, which then share one block with that.
-
-    The record comes first, since what is set first gets the inode. Source: ext4, fs/ext4/xattr.c, ext4_xattr_block_set.
-    """
-    found = {RECORD: f'{{"last-modified":"{clock.stamp(version.created_ns)}"}}'.encode()}
-    if version.source or version.origin is not Origin.USER:
-        found[ORIGIN] = attributes.encode_origin(version)
-    if version.deliveries:
-        found[DELIVERIES] = attributes.encode_deliveries(version)
     return found
 
 
@@ -239,7 +221,7 @@ def read(found: Mapping[str, bytes]) -> dict[str, bytes]:
             return _fields_of_whole(document)
         fields = _fields(document)
     for name, value in rest.items():
-        if name == DELIVERIES or not is_ours(name) or (name == ORIGIN and VERSION_ID not in fields):
+        if name == DELIVERIES or not is_ours(name):
             fields[name] = value
     return fields
 

@@ -6,7 +6,6 @@ import json
 import struct
 from collections.abc import Iterable
 from functools import reduce
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -170,36 +169,9 @@ def test_a_record_is_read_the_same_in_whatever_form_it_is(version: Version) -> N
 def test_a_record_is_written_in_one_step_as_it_is_of_its_fields(version: Version) -> None:
     """Section 2: whatever a version has, and however it comes to the file."""
     fields = attributes.encode(version)
-    if not version.marker:
-        assert record_form.of(version) == record_form.on_file(fields)
+    assert record_form.of(version) == record_form.on_file(fields)
     assert record_form.whole_of(version) == record_form.whole({**fields, attributes.KEY: version.key})
     assert record_form.shown_of(version) == record_form.shown(fields)
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {}, {"origin": Origin.LIFECYCLE}, {"origin": Origin.REPLICA, "source": "eu-1/my.photos"}, {"id": "null"},
-        {"deliveries": {"a/b": DeliveryRecord("r", Status.PENDING)}}, {"key": b"k" * 250},
-        {"origin": Origin.REPLICA, "source": "eu-1/my.photos", "storage_class": "STANDARD_IA"},
-    ],
-)  # fmt: skip
-def test_the_record_of_a_marker_fits_an_inode(more: dict[str, Any]) -> None:
-    """Section 2: of the 96 bytes in an inode of 256 its name leaves 56; what is beside it is equal for many."""
-    marker = replace(MARKER, **more)
-    found = record_form.of(marker)
-    assert version_of(record_form.read(found), marker) == marker
-    if not more.keys() & {"id", "key", "storage_class"}:  # these say more: whose marker it is, or its class
-        assert len(found[attributes.RECORD]) <= 56
-        later = replace(marker, id=ID[:-1] + "1", created_ns=marker.created_ns + 1)
-        assert {**record_form.of(later), attributes.RECORD: b""} == {**found, attributes.RECORD: b""}
-
-
-def test_an_origin_left_beside_a_record_that_has_one_is_not_believed() -> None:
-    """G7: a record of an earlier build that was being rewritten is still there in part."""
-    left = {attributes.ORIGIN: b"lifecycle"}
-    found = record_form.on_file(attributes.encode(MARKER))
-    assert record_form.read(found | left)[attributes.ORIGIN] == b"user"
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"1", b'{"version-id":1}', b'{"key":{"base64":1}}'])

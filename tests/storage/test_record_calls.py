@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.model.attributes import DELIVERIES, ORIGIN, RECORD, STATUS, TRUSTED_RECORD, VERSION_ID
+from fsrepl.model.attributes import DELIVERIES, RECORD, STATUS, TRUSTED_RECORD, VERSION_ID
 from tests import mounts
 from tests.doubles import UnsyncedFs
 from tests.stored import stored
@@ -84,27 +84,6 @@ def test_deliveries_fit_the_inode_of_ext4(memory: Path) -> None:
         assert len(found) + len("eu-west-1") - len("west") <= 52
 
 
-@mounts.only_root
-def test_markers_take_no_block_each(tmp_path: Path) -> None:
-    """Section 2: on ext4 a marker's record is in its inode; its origin and its deliveries are in a block that many
-    markers share."""
-    with (
-        mounts.ext4(tmp_path, "-b", 4096, "-I", 256) as at,
-        World(tmp_path / "w", regions={"east": at / "east", "west": at / "west"}) as world,
-    ):
-        for number in range(100):
-            world.write(f"{number}", b"")
-        world.settle()
-        os.sync()
-        before = os.statvfs(at).f_bfree
-        for number in range(100):
-            world.unlink(f"{number}")
-        world.settle()
-        os.sync()
-        assert all(versions[-1].marker for versions in world.history(DESTINATION).values())
-        assert before - os.statvfs(at).f_bfree < 20  # of 200 markers
-
-
 def test_a_removal_reads_the_record_of_the_removed_view_once(memory: Path) -> None:
     """Sections 2 and 7: a view that was the stored file is removed after one read of its record, which stays
     unchanged."""
@@ -119,7 +98,7 @@ def test_a_removal_reads_the_record_of_the_removed_view_once(memory: Path) -> No
         assert _setting(fs.taken()).keys() >= _sets(RECORD, DELIVERIES).keys()
         world.settle()
         calls = fs.taken()
-        assert _setting(calls) == _sets(RECORD, ORIGIN, DELIVERIES)  # the replica of the marker, and its outcome
+        assert _setting(calls) == _sets(RECORD, DELIVERIES)  # the replica of the marker, and its outcome
         # the view, which is opened once; the outcome on the source's marker
         assert calls["open_read"] <= 2.5
         assert calls["attribute"] <= (2.5 if os.geteuid() == 0 else 6.5)  # the record, and what is shown of it
