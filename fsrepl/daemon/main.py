@@ -47,6 +47,8 @@ _TURN_S, _STARTING_S = 1.0, 0.2
 STDERR = 2
 _WORKERS_S, _REGIONS_S, _STATE_S = 2.0, 5.0, 1.0
 """How long a stop waits for background workers, for the regions, and for the state folder: within 10 s in all."""
+_STATE_LOOK_S = 5.0
+"""How often the state folder is looked at: each look wakes up two threads, and an idle daemon should hardly wake up."""
 _TELL_S = 10.0
 """How often a daemon that is not ready yet logs how far it is."""
 _SWITCH_S = 0.001
@@ -170,7 +172,7 @@ class Daemon:
         self.since_ns = self.engine.site.now()
         self.ready = False
         self._tell_s = time.monotonic() + _TELL_S
-        self._state, self._state_answers = Threads(_STATE_S), True
+        self._state, self._state_answers, self._look_s = Threads(_STATE_S), True, 0.0
         self.hangs = False
         """Whether threads outlived the stop: they are in a filesystem that does not answer."""
         self.hooks = Hooks(self.engine.reporter.eventlog)
@@ -251,12 +253,15 @@ class Daemon:
     def _look_after_state(self) -> None:
         """Keep the site's lock, and others out of the state folder; and count what is pending. In threads, since the
         filesystem of the state may hang, and this one has to notice signals."""
+        if (now_s := time.monotonic()) < self._look_s:
+            return
+        self._look_s = now_s + _STATE_LOOK_S
 
         def look() -> None:
             self.lock.keep()
             self.engine.keep_state_private()
 
-        due = {"sample": self._take_sample} if self.samples.is_due(time.monotonic()) else {}
+        due = {"sample": self._take_sample} if self.samples.is_due(now_s) else {}
         answers = "state" in self._state.ask({"state": look, **due})
         if not answers and self._state_answers:
             log.warning(
