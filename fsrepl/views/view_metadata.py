@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -40,14 +41,8 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
         return _show_link(bucket, view, version)
     if version.kind is Kind.DIRECTORY:
         return _show_anew(bucket, view, version)
-    directory, name = keys.split(version.key)
-    try:
-        at = bucket.views.get(directory)
-        fd = _open(bucket, at, name)
-    except OSError as error:
-        if error.errno in LASTING:
-            return None  # just removed or replaced: its event follows
-        raise
+    if (fd := _opened(bucket, version.key, partial(_open, bucket))) is None:
+        return None
     try:
         found = bucket.fs.stat_fd(fd)
         if not view.has_content_of(found):
@@ -72,15 +67,8 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
 
 def _show_link(bucket: OpenBucket, view: View, version: Version) -> View | None:
     """The same for a symlink, which has owner and time alone. It is changed in its place: it may have other names."""
-    directory, name = keys.split(version.key)
-    if not bucket.bucket.trees:
+    if not bucket.bucket.trees or (fd := _opened(bucket, version.key, bucket.fs.open_inode)) is None:
         return None
-    try:
-        fd = bucket.fs.open_inode(bucket.views.get(directory), name)
-    except OSError as error:
-        if error.errno in LASTING:
-            return None  # just removed or replaced: its event follows
-        raise
     try:
         found = bucket.fs.stat_fd(fd)
         if not (bucket.fs.is_link(found) and view.has_content_of(found)):
@@ -94,6 +82,17 @@ def _show_link(bucket: OpenBucket, view: View, version: Version) -> View | None:
         return _show_anew(bucket, view, version)
     finally:
         bucket.fs.close(fd)
+
+
+def _opened(bucket: OpenBucket, key: bytes, open_view: Callable[[int, bytes], int]) -> int | None:
+    """The descriptor of a view; None where it was just removed or replaced: its event follows."""
+    directory, name = keys.split(key)
+    try:
+        return open_view(bucket.views.get(directory), name)
+    except OSError as error:
+        if error.errno in LASTING:
+            return None
+        raise
 
 
 def finish_edit(bucket: OpenBucket, journal: Journal, version: Version, was: View) -> None:
