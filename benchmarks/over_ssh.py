@@ -44,7 +44,7 @@ def _measure(home: Path, sshd: Sshd, count: int, size: int) -> None:
     there.mkdir()
     west = (
         f'path = "ssh://there{there}/west"\nssh = ["ssh", "-F", "{sshd.client}"]\n'
-        f'agent = "{sys.executable} -m fsrepl agent"\n'
+        f'agent = "{sys.executable} -m fsrepl agent --state {home}/agents"\n'
     )
     site = Daemon(home, west=west)
     try:

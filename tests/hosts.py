@@ -39,7 +39,7 @@ class InProcess:
         self.read_fd, self.write_fd = os.dup(mine.fileno()), os.dup(mine.fileno())
         self._mine = mine
         fd = theirs.detach()
-        self.agent = Agent(fd, fd, root, COMMANDS, 0o022, fs)
+        self.agent = Agent(fd, fd, root, root.parent / "agents", COMMANDS, 0o022, fs)
         self.thread = threading.Thread(target=self.agent.run, name="agent", daemon=True)
         self.thread.start()
 
@@ -160,7 +160,7 @@ class FarWorld(World):
         return self.far / name / key if region == "west" else super().path(key, bucket)
 
     def far_site(self) -> Site:
-        return Site(reading.load(self.far / agent_home.STATE / FILE), self.far_fs)
+        return Site(reading.load(self.far / agent_home.LINK / FILE), self.far_fs)
 
     def history(self, bucket: str) -> dict[bytes, list[Version]]:
         if not bucket.startswith("west/"):

@@ -67,7 +67,7 @@ class Sshd:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / name], check=True)
         key, may = (home / "user.pub").read_text(), "restrict"
         if root is not None:
-            may = f'command="{sys.executable} -m fsrepl agent --root {root}",restrict'
+            may = f'command="{sys.executable} -m fsrepl agent --root {root} --state {home}/agents",restrict'
         (home / "authorized_keys").write_text(f"{may} {key}")
         (home / "authorized_keys").chmod(0o600)
         self.client = home / "client"
@@ -164,7 +164,7 @@ class Sshd:
 
 def agents_of(region: Path) -> Iterator[int]:
     """The processes of agents that serve a region: those that have its state folder's lock open."""
-    lock = os.fspath(region / ".fsrepl-agent" / "lock")
+    lock = os.path.realpath(region / ".fsrepl-agent" / "lock")
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):

@@ -31,6 +31,15 @@ def agent(
     root: Annotated[
         Path, typer.Option("--root", metavar="DIR", help="Serve no region outside of this directory.")
     ] = Path("/"),
+    states: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            metavar="DIR",
+            help="Keep journals and locks in this directory, not in /var/lib/fsrepl-agent (root's) or "
+            "~/.local/state/fsrepl/agents.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a region of this machine to a site on another one, which starts this command over ssh.
 
@@ -38,6 +47,8 @@ def agent(
     """
     from fsrepl.commands import hosts, operations
     from fsrepl.daemon import agent as process
+    from fsrepl.daemon import agent_home
 
     commands = process.Commands(operations.run, hosts.attach)
-    raise typer.Exit(process.run(root, commands, verbose=state().verbose))
+    place = states.absolute() if states else agent_home.states()
+    raise typer.Exit(process.run(root, place, commands, verbose=state().verbose))

@@ -33,12 +33,13 @@ from fsrepl.settings import Settings, reading
 from fsrepl.storage.site import Site
 
 
-def attach(settings: Settings, replaces: bool) -> None:
-    """Attach the one region of an agent's site, at the agent's side. replaces: any region of that name will do."""
+def attach(settings: Settings, replaces: bool, uuid: str) -> None:
+    """Attach the one region of an agent's site, at the agent's side. replaces: any region of that name will do. uuid:
+    the identity of a new one."""
     site = Site(settings)
     with contextlib.ExitStack() as undo:
         for name in settings.regions:
-            attach_region(site, name, undo, replace=replaces)
+            attach_region(site, name, undo, replace=replaces, uuid=uuid)
         site.save_identities()
         undo.pop_all()
 

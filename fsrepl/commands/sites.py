@@ -95,12 +95,13 @@ def write_settings(fs: Fs, path: Path, text: str) -> None:
 
 
 def attach_region(
-    site: Site, name: str, undo: contextlib.ExitStack, *, replace: bool = False, umask: int | None = None
-) -> list[str]:
+    site: Site, name: str, undo: contextlib.ExitStack, *, replace: bool = False, umask: int | None = None,
+    uuid: str = "",
+) -> list[str]:  # fmt: skip
     """Attach a directory as the region of this name, new or with its identity; the buckets found in it.
 
     Raises Usage where the directory is another region, not the known one, or in use by another site. replace: the
-    directory replaces a lost region. undo removes what was created.
+    directory replaces a lost region. uuid: for a new region. undo removes what was created.
     """
     path = site.settings.regions[name].path
     make_directory(path, f"region {name}", undo, umask)
@@ -118,7 +119,7 @@ def attach_region(
                 )
             requirements.require(site.fs, at, f"region {name} at {path}")
             undo.callback(_remove_identity, site.fs, path)
-            identity = dict(new_identity(name, site.now()))
+            identity = dict(new_identity(name, site.now(), **({"uuid": uuid} if uuid else {})))
         elif identity.get("name") != name:
             raise Usage(f"{path} is the region {identity.get('name')!r}; use that name")
         elif known is not None and identity.get("uuid") != known and not replace:

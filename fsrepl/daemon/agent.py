@@ -1,8 +1,7 @@
 """The agent: serves one region to a site on another machine, over its standard input and output.
 
-It is a site of its own with one region and no rules (daemon/served_region.py). Its state is in the region: so whoever
-connects finds the same journal, one lock keeps every second agent out, and an unmounted region has neither
-(daemon/agent_home.py). It ends with its connection.
+It is a site of its own with one region and no rules (daemon/served_region.py), and its state is outside of the region
+(daemon/agent_home.py). It ends with its connection, or when the region is unmounted.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 import sqlite3
 import sys
@@ -58,8 +58,9 @@ class Commands(Struct, frozen=True):
 
     run: Callable[[Engine, Request], dict[str, object]]
     """Carry out a request."""
-    attach: Callable[[Settings, bool], None]
-    """Attach the region of a site, and make it where there is none. The flag: any region of that name will do."""
+    attach: Callable[[Settings, bool, str], None]
+    """Attach the region of a site, and make it where there is none, with this identity. The flag: any region of that
+    name will do."""
 
 
 # -- the connection
@@ -68,14 +69,16 @@ class Commands(Struct, frozen=True):
 class Agent:
     """One connection, from the greeting to its end.
 
-    root: no region outside of it is served. umask: for a new region's directory. fs: for tests.
+    root: no region outside of it is served. states: the folder of the states of all regions. umask: for a new region's
+    directory. fs: for tests.
     """
 
     def __init__(
-        self, read_fd: int, write_fd: int, root: Path, commands: Commands, umask: int, fs: Fs | None = None
-    ) -> None:
+        self, read_fd: int, write_fd: int, root: Path, states: Path, commands: Commands, umask: int,
+        fs: Fs | None = None,
+    ) -> None:  # fmt: skip
         self._read_fd, self._write_fd = read_fd, write_fd
-        self._root, self._commands, self._umask, self._fs = root, commands, umask, fs
+        self._root, self._states, self._commands, self._umask, self._fs = root, states, commands, umask, fs
         self._ended = threading.Event()
         self._hello: Hello | None = None
         self._greeted = threading.Event()
@@ -134,8 +137,12 @@ class Agent:
         """Open the region, this process alone. Raises FsreplError, OSError, sqlite3.Error."""
         self._channel.silence_s = hello.silence_s
         path = agent_home.within(self._root, hello.path)
-        state = path / agent_home.STATE
-        agent_home.check_state(state, path, makes=hello.takes, umask=self._umask)
+        identity = agent_home.identity_of(self._fs or Fs(), path, hello)
+        state = self._states / identity
+        is_moved = agent_home.bring_over(path, state, hello)
+        undo = held.enter_context(contextlib.ExitStack())
+        if agent_home.check_state(state, hello):
+            undo.callback(shutil.rmtree, state, ignore_errors=True)
         lock = held.enter_context(Lock(state))
         agent_home.acquire(lock, state, hello)
         agent_home.write_settings(state, hello, path)
@@ -144,8 +151,11 @@ class Agent:
             reading.load(state / FILE), capture=hello.capture, replication=hello.replication, scrub=hello.scrub,
             safety=hello.safety,
         )  # fmt: skip
-        if hello.takes:
-            self._commands.attach(settings, hello.replaces)
+        if hello.takes or is_moved:
+            self._make_directory(path)
+            self._commands.attach(settings, hello.replaces, identity)
+        undo.pop_all()
+        agent_home.link_to(path, state)
         engine = AgentEngine(settings, self._incoming, self._fs)
         held.callback(self._close, engine)
         with engine.site.open_region(hello.name):
@@ -160,21 +170,29 @@ class Agent:
         until_s = time.monotonic() + _PROBED_S
         while not engine.served.probed and time.monotonic() < until_s:
             time.sleep(_PROBED_S / 1000)
+        if hello.takes and hello.replaces and hello.uuid != uuid:
+            agent_home.forget(self._states, hello)
         self._engine, self._lock, self._since_ns = engine, lock, engine.site.now()
         self._buckets = _buckets(engine)
         self._channel.send(frames.Welcome(uuid, self._buckets))
-        log.info("serving region=%s path=%s site=%s", hello.name, path, hello.where)
+        log.info("serving region=%s path=%s state=%s site=%s", hello.name, path, state, hello.where)
         return engine
+
+    def _make_directory(self, path: Path) -> None:
+        before = os.umask(self._umask)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        finally:
+            os.umask(before)
 
     def _serve(self, engine: AgentEngine) -> None:
         next_s = stuck_since_s = 0.0
-        began = os.stat(engine.site.state)
         while not self._ended.wait(_TURN_S):
             if engine.served.thread is None or not engine.served.thread.is_alive():
                 self._channel.end("the thread of the region ended; the log has why")
                 break
-            if not agent_home.is_there(engine.site.state, began):
-                self._channel.end("the region is away (not mounted?)")
+            if engine.served.away:
+                self._channel.end(engine.served.away)
                 break
             engine.look_for_stuck()
             stuck_since_s = (stuck_since_s or time.monotonic()) if engine.served.pulse.is_stuck else 0.0
@@ -312,7 +330,7 @@ def _buckets(engine: Engine) -> dict[str, str]:
 # -- the process
 
 
-def run(root: Path, commands: Commands, *, verbose: int = 0) -> int:
+def run(root: Path, states: Path, commands: Commands, *, verbose: int = 0) -> int:
     """Serve the site at standard input and output; the exit status. What is printed goes to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter())
@@ -324,7 +342,7 @@ def run(root: Path, commands: Commands, *, verbose: int = 0) -> int:
     read_fd, write_fd = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    agent = Agent(read_fd, write_fd, root, commands, umask)
+    agent = Agent(read_fd, write_fd, root, states, commands, umask)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: agent.stop())
     status = agent.run()

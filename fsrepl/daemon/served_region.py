@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.worker import Worker
-from fsrepl.errors import Unavailable
+from fsrepl.errors import Away, FsreplError, Unavailable
 from fsrepl.link import frames
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.receiver import Receiver
@@ -56,6 +56,19 @@ class ServedRegion(Worker):
         """By bucket, versions that the site knows to be destroyed."""
         self._to_follow: deque[frames.Directories] = deque()
         """Permissions of directories that wait for their bucket."""
+        self.away = ""
+        """Why the region is away; empty while it is there."""
+
+    def probe_buckets(self) -> None:
+        super().probe_buckets()
+        self.away = ""
+        try:
+            with self.engine.site.open_region(self.name):
+                pass
+        except Away as error:
+            self.away = str(error)
+        except FsreplError:
+            pass  # each of its buckets says so
 
     def take_turn(self) -> bool:
         self._tell_lost()
@@ -150,7 +163,6 @@ class AgentEngine(Engine):
     def __init__(self, settings: Settings, incoming: Incoming, fs: Fs | None = None) -> None:
         self._incoming = incoming
         super().__init__(settings, fs=fs)
-        self.site.makes_state = False  # it lies in the region, and goes and comes with it
         self.threaded = True
 
     def _add_region(self, name: str) -> Worker:

@@ -47,8 +47,6 @@ class Site:
         """The regions on other machines."""
         self.buckets: dict[str, Bucket] = {}
         self._keeps_private = False
-        self.makes_state = True
-        """Whether a state folder that is missing is made again."""
         self.settings = settings
         self.load_identities()
 
@@ -165,10 +163,9 @@ class Site:
 
     @contextlib.contextmanager
     def open_state(self) -> Iterator[int]:
-        """The folder of the site's state, 0700, created if missing where makes_state says so."""
+        """The folder of the site's state, created if missing, 0700."""
         try:
-            if self.makes_state:
-                os.makedirs(self.state, mode=0o700, exist_ok=True)
+            os.makedirs(self.state, mode=0o700, exist_ok=True)
             fd = self.fs.open_root(self.state)
         except OSError as error:
             raise Usage(f"cannot use the state folder {self.state}: {reason(error)}") from error

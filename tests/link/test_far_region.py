@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
 import random
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,16 +18,18 @@ import pytest
 from fsrepl.commands import operations, services, status
 from fsrepl.daemon import control, requests
 from fsrepl.daemon.served_region import ServedRegion
-from fsrepl.errors import FsreplError, Refused, Unavailable, Usage
+from fsrepl.errors import FsreplError, Refused, Unavailable
 from fsrepl.model.address import Address
 from fsrepl.model.version import Status
 from fsrepl.repair import from_hosts
 from fsrepl.settings import reading
 from fsrepl.storage import listing
+from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site
 from tests.backfills import backfill
 from tests.doubles import DyingFs, UnsyncedFs
 from tests.hosts import FarWorld
+from tests.mounts import ext4, mount, only_root
 from tests.verifying import tally, verify
 from tests.waiting import until
 from tests.world import DESTINATION, SOURCE, World
@@ -422,22 +427,20 @@ def test_an_unmounted_region_there_is_an_outage(world: FarWorld) -> None:
 
 
 def test_an_agent_ends_where_its_region_is_unmounted(world: FarWorld) -> None:
-    """G8: its state is in the region, and is not made again in what stands there now, or where nothing does."""
+    """G8: nothing is made in what stands there now, or where nothing does, and no agent stays behind."""
     world.write("k", b"1")
     world.settle()
     aside = world.far.with_name("aside")
     for stands in (False, True):
-        (agent,) = (each.agent for each in world.connections if each.thread.is_alive())
         world.far.rename(aside)
         if stands:
             world.far.mkdir()
-        assert agent._engine is not None
-        with pytest.raises(Usage), agent._engine.site.open_state():
-            pass
         until(lambda: not any(each.thread.is_alive() for each in world.connections), "the agent ends")
-        round_of_tries(world)
+        until(lambda: round_of_tries(world) or "(not mounted?)" in world.west.why, "the region is away")
         assert list(world.far.parent.rglob("west/*")) == []
-        assert world.west.why
+        with pytest.raises(Unavailable, match=r"is not the region west that this site knows .*; mount it, or"):
+            world.run("region.add", name="west", path=f"ssh://host{world.far}")
+        assert list(world.far.parent.rglob("west/*")) == []
         if stands:
             world.far.rmdir()
         assert not world.far.exists()
@@ -445,6 +448,93 @@ def test_an_agent_ends_where_its_region_is_unmounted(world: FarWorld) -> None:
         world.write("k", b"2%d" % stands)
         world.settle()
         assert is_alike(world)
+
+
+@only_root
+def test_a_region_there_can_be_unmounted_while_its_agent_is_connected(memory: Path) -> None:
+    """G7, G8: an idle agent holds no descriptor there, as an idle daemon does not; what is written meanwhile waits."""
+    with ext4(memory) as disk:
+        (memory / "there").symlink_to(disk)
+        with FarWorld(memory) as world:
+            world.write("k", b"1")
+            world.settle()
+            assert any(each.thread.is_alive() for each in world.connections)
+            until(lambda: subprocess.run(["umount", disk], capture_output=True).returncode == 0, "it can be unmounted")
+            world.write("k", b"2")
+            round_of_tries(world)
+            assert world.current("k").status is Status.PENDING
+            assert list(disk.iterdir()) == []
+            mount("-o", "loop", memory / "ext4.img", disk)
+            world.settle()
+            assert is_alike(world)
+            world.disconnect()
+
+
+# -- the state of an agent
+
+
+def state_of(world: FarWorld) -> Path:
+    """The state of the region's agent, which a link in the region leads to."""
+    link = world.far / ".fsrepl-agent"
+    assert link.is_symlink()
+    state = link.resolve(strict=True)
+    assert world.far.resolve() not in state.parents
+    return state
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_state_of_an_earlier_build_leaves_the_region(world: FarWorld, interrupted: bool) -> None:
+    """G7: earlier builds kept it in the region. Journal, events and the site that is served are what they were, also
+    where the move was interrupted after all was copied."""
+    world.write("k", b"1")
+    world.settle()
+    world.disconnect()
+    state, former = state_of(world), world.far / ".fsrepl-agent"
+    former.unlink()
+    shutil.copytree(state, former)
+    if not interrupted:
+        shutil.rmtree(state)
+    with contextlib.closing(Journal(str(former / "journal.db"))) as journal, journal.transaction():
+        journal.set_fact("noted", "there")
+    world.write("k", b"2")
+    world.settle()
+    assert is_alike(world)
+    assert state_of(world) == state
+    world.disconnect()
+    with contextlib.closing(Journal(str(state / "journal.db"))) as journal:
+        assert journal.fact("noted") == "there"
+    identity = json.loads((world.far / ".fsrepl-region.json").read_text())
+    assert identity["site"] == {"uuid": world.far_site().uuid, "state": str(state)}
+
+
+def test_a_state_that_is_lost_is_made_again_on_request(world: FarWorld) -> None:
+    """As a site's: the region is attached again, since another user of that machine may be serving it."""
+    world.write("k", b"1")
+    world.settle()
+    world.disconnect()
+    shutil.rmtree(state_of(world))
+    assert "this user has no state of that region in " in refusal(world)
+    world.run("region.add", name="west", path=f"ssh://host{world.far}")
+    world.write("k", b"2")
+    world.settle()
+    assert is_alike(world)
+    state_of(world)
+
+
+def test_a_state_that_cannot_be_made_is_said(memory: Path) -> None:
+    """The account on that machine may have no home: where the state is to be is an option. Nothing is left there."""
+    (memory / "agents").write_text("no folder")
+    with pytest.raises(FsreplError, match=r"cannot be kept: .*; `fsrepl agent --state DIR` keeps it"):
+        FarWorld(memory)
+    assert not (memory / "there").exists()
+
+
+def test_an_identity_that_is_no_identity_names_no_folder(world: FarWorld) -> None:
+    """SECURITY: the folder of the state is named after it."""
+    world.disconnect()
+    path = world.far / ".fsrepl-region.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"uuid": "../../outside"}))
+    assert "cannot be read" in refusal(world)
 
 
 def round_of_tries(world: FarWorld) -> None:
@@ -655,6 +745,7 @@ def test_a_lost_region_there_is_filled_again(world: FarWorld) -> None:
     world.run("region.add", name="west", path=f"ssh://host{world.far}", replace=True)
     world.settle()
     assert is_alike(world)
+    assert list((world.home / "agents").iterdir()) == [state_of(world)], "the lost region's state is left"
 
 
 @pytest.mark.parametrize("without_journal", [False, True])
