@@ -153,7 +153,11 @@ def region_add(
     if answer.get("Trouble"):
         warn(str(answer["Trouble"]))
     if replace:
-        say(f"{counted(answer['Refilled'], 'version')} will be sent to it; `fsrepl wait` waits for them")
+        fetched, number = answer["Fetched"], answer["Refilled"]
+        if fetched:
+            say(f"{counted(fetched, 'version')} came back to it from other machines and services")
+        if number > fetched or not fetched:
+            say(f"{counted(number - fetched, 'version')} will be sent to it; `fsrepl wait` waits for them")
         for each in answer["NotAsked"]:
             warn(f"not filled from {each}; run `fsrepl verify --repair` for that bucket later")
 

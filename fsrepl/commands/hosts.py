@@ -85,7 +85,7 @@ def _fill(engine: Engine, name: str) -> dict[str, object]:
             agents.perform(host, CreateBucket(Address.parse_bucket(address), versioning=True))
         filled, whys = fill_again(engine, address)
         number, away = number + filled, away + whys
-    return {"Refilled": number, "NotAsked": sorted(set(away))}
+    return {"Refilled": number, "Fetched": 0, "NotAsked": sorted(set(away))}
 
 
 # -- requests about its buckets

@@ -199,9 +199,10 @@ def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
         return answer
     from_afar = [a for a in lost if a not in found and heal.far_destinations(engine.site, a)]
     filled = [_bring_back(engine, address) for address in from_afar]
+    fetched = sum(number for number, _ in filled)
     filled += [fill_again(engine, address) for address in lost if address not in from_afar]
     away = sorted({why for _, whys in filled for why in whys})
-    return answer | {"Refilled": sum(number for number, _ in filled), "NotAsked": away}
+    return answer | {"Refilled": sum(number for number, _ in filled), "Fetched": fetched, "NotAsked": away}
 
 
 def _bring_back(engine: Engine, address: str) -> tuple[int, list[str]]:

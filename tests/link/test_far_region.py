@@ -742,7 +742,8 @@ def test_a_lost_region_there_is_filled_again(world: FarWorld) -> None:
         world.settle()
     world.disconnect()
     world.far.rename(world.far.with_name("dead"))
-    world.run("region.add", name="west", path=f"ssh://host{world.far}", replace=True)
+    answer = world.run("region.add", name="west", path=f"ssh://host{world.far}", replace=True)
+    assert (answer["Refilled"], answer["Fetched"]) == (2, 0)
     world.settle()
     assert is_alike(world)
     assert list((world.home / "agents").iterdir()) == [state_of(world)], "the lost region's state is left"
@@ -789,7 +790,8 @@ def test_a_dead_source_comes_back_from_there(
         shutil.rmtree(world.settings.regions["east"].path)
         world.restart(without_journal=without_journal)
         answer = world.run("region.add", name="east", path=str(memory / "disk2"), replace=True)
-        assert (answer["Refilled"], answer["NotAsked"]) == (sum(map(len, ids.values())), [])
+        number = sum(map(len, ids.values()))
+        assert (answer["Refilled"], answer["Fetched"], answer["NotAsked"]) == (number, number, [])
         world.settings = world.engine.settings
         world.settle()
         assert (world.tree(SOURCE), world.ids(SOURCE)) == (tree, ids)
