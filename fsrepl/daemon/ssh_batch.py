@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -94,12 +94,10 @@ class Batch:
     """Deliveries of one queue on their way into frames."""
 
     def __init__(
-        self, region: Receiver, table: Table, connection: Connection, queue: Queue, source: OpenBucket,
-        have_repaired: Callable[[Delivery], None],
-    ) -> None:  # fmt: skip
-        """have_repaired: has the source's region rebuild the record of a version."""
+        self, region: Receiver, table: Table, connection: Connection, queue: Queue, source: OpenBucket
+    ) -> None:
         self._region, self._table, self._connection = region, table, connection
-        self._queue, self._source, self._have_repaired = queue, source, have_repaired
+        self._queue, self._source = queue, source
         self._engine = region.engine
         self._sending = Sending(self._engine, source)
         self._items: list[frames.Item] = []
@@ -144,7 +142,7 @@ class Batch:
             if queue.attempts_of(delivery) >= _REBUILDS_MAX:
                 self.outcomes.append(Outcome(delivery, Status.FAILED, "SrcObjectNotEligible", None))
                 return
-            self._have_repaired(delivery)
+            region.have_record_rebuilt(delivery)
             region.try_later([delivery], str(error))
         except (OSError, FsreplError) as error:
             region.try_later([delivery], error)

@@ -38,7 +38,6 @@ from fsrepl.model.address import region_of
 from fsrepl.model.keys import Document
 from fsrepl.model.version import Status
 from fsrepl.region import deliveries, delivery_queue, limits
-from fsrepl.region.bucket_state import Damaged
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.mailbox import Call, LookAtDirectories, Message
 from fsrepl.region.receiver import Receiver
@@ -333,7 +332,7 @@ class SshRegion(Receiver):
         batch, done = None, 0
         try:
             with bucket.open() as source:
-                batch = Batch(self, self._table, connection, queue, source, self._have_repaired)
+                batch = Batch(self, self._table, connection, queue, source)
                 for each in taken:
                     batch.add(each)
                     done += 1
@@ -352,18 +351,6 @@ class SshRegion(Receiver):
 
     def _give_back(self, queue: Queue, taken: Sequence[Delivery]) -> None:
         queue.give_back([each for each in taken if at_of(each) not in self._table.under_way])
-
-    def _have_repaired(self, delivery: Delivery) -> None:
-        """Have the source's region rebuild the record of a version."""
-        region = self.regions.get(region_of(delivery.source))
-        if region is None:
-            return
-
-        def repair() -> None:
-            if (state := region.states.get(delivery.source)) is not None:
-                state.damaged.append(Damaged(delivery.source, delivery.key, delivery.id, delivery.marker))
-
-        region.post(Call(repair))
 
     def _send_again(self, destination: str, lost: Sequence[tuple[bytes, str]]) -> None:
         """Have versions delivered again that are destroyed at the far side."""

@@ -20,9 +20,7 @@ from fsrepl.errors import FsreplError, reason
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Status, Versioning
 from fsrepl.region import limits
-from fsrepl.region.bucket_state import Damaged
 from fsrepl.region.delivery_queue import Queue
-from fsrepl.region.mailbox import Call
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
@@ -413,23 +411,11 @@ class Uplink(Receiver):
             self.report_outcomes([Outcome(delivery, Status.FAILED, "SrcObjectNotEligible", None)])
             return
         if done.is_damaged:
-            self._have_repaired(delivery)
+            self.have_record_rebuilt(delivery)
         if done.is_whole:
             self._put_back(queue, [delivery], done.later)
         else:
             self.try_later([delivery], done.later)
-
-    def _have_repaired(self, delivery: Delivery) -> None:
-        """Have the source's region rebuild the record of a version."""
-        region = self.regions.get(region_of(delivery.source))
-        if region is None:
-            return
-
-        def repair() -> None:
-            if (state := region.states.get(delivery.source)) is not None:
-                state.damaged.append(Damaged(delivery.source, delivery.key, delivery.id, delivery.marker))
-
-        region.post(Call(repair))
 
     def _begin_next(self, delivery: Delivery) -> None:
         """Begin the next delivery of a key, oldest version first."""

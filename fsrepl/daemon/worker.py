@@ -21,7 +21,7 @@ from fsrepl.errors import BucketMissing, FsreplError
 from fsrepl.lifecycle import run, tiers
 from fsrepl.model.version import Versioning
 from fsrepl.region import deliveries, halting
-from fsrepl.region.bucket_state import BucketState, Phase
+from fsrepl.region.bucket_state import BucketState, Damaged, Phase
 from fsrepl.region.change_queue import FOUND, Change
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.mailbox import (
@@ -29,6 +29,7 @@ from fsrepl.region.mailbox import (
     LookAtDirectories,
     Message,
     Probe,
+    RebuildRecord,
     Reconfigure,
     Requeue,
 )
@@ -138,6 +139,9 @@ class Worker(Attaching):
                 following.note_all(self, address, paths)
             case HandOverMore(source, destination, after):
                 deliveries.hand_over_more(self, source, destination, after)
+            case RebuildRecord(address, key, version_id, marker):
+                if (found := self.states.get(address)) is not None:
+                    found.damaged.append(Damaged(address, key, version_id, marker))
             case Requeue():
                 for state in self.states.values():
                     if state.is_up:

@@ -14,20 +14,12 @@ from types import MappingProxyType
 
 from msgspec import Struct, field
 
+from fsrepl.settings import TIERS
+
 NULL = "null"
 """The version id of an object from before versioning, as in S3."""
 
-STORAGE_CLASSES = (
-    "STANDARD",
-    "STANDARD_IA",
-    "ONEZONE_IA",
-    "INTELLIGENT_TIERING",
-    "GLACIER_IR",
-    "GLACIER",
-    "DEEP_ARCHIVE",
-    "REDUCED_REDUNDANCY",
-)
-ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+STORAGE_CLASSES = ("STANDARD", *TIERS)
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
 

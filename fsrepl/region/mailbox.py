@@ -89,6 +89,15 @@ class WithdrawMarkers(Struct, frozen=True):
     source: str
 
 
+class RebuildRecord(Struct, frozen=True):
+    """The record of a stored version of the region was found wrong or lost by another one, which delivers it."""
+
+    address: str
+    key: bytes
+    id: str
+    marker: bool
+
+
 class Requeue(Struct, frozen=True):
     """A region left the site, or lost its queues: all pending deliveries from this one are handed over again."""
 
@@ -119,6 +128,7 @@ Message = (
     | RetryNowFrom
     | DropQueues
     | WithdrawMarkers
+    | RebuildRecord
     | Requeue
     | Reconfigure
     | Probe

@@ -29,6 +29,7 @@ from fsrepl.region.mailbox import (
     DropQueues,
     HandOverMore,
     Message,
+    RebuildRecord,
     RetryNow,
     RetryNowFrom,
     StartOver,
@@ -326,6 +327,11 @@ class Receiver(abc.ABC):
             region = self._sources.get(name)
             if region is not None:
                 region.receive(group)
+
+    def have_record_rebuilt(self, delivery: Delivery) -> None:
+        """Have the source's region rebuild the record of a delivery's version."""
+        if (region := self._sources.get(region_of(delivery.source))) is not None:
+            region.post(RebuildRecord(delivery.source, delivery.key, delivery.id, delivery.marker))
 
     def retry_now(self, address: str) -> None:
         """Retry deliveries from or to a bucket, since it came back or its settings changed."""

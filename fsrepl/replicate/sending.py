@@ -12,13 +12,14 @@ from fsrepl.model import keys, metadata
 from fsrepl.model.blockmap import BlockMap
 from fsrepl.model.delta import Span
 from fsrepl.model.rule import Replication, Role
-from fsrepl.model.version import ARCHIVED_CLASSES, Rights, Status, Version
+from fsrepl.model.version import Rights, Status, Version
 from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
 from fsrepl.region.runtime import Runtime
 from fsrepl.replicate import decide, run_as
 from fsrepl.replicate.draft import Draft, LargeDraft
 from fsrepl.s3 import permissions
+from fsrepl.settings import ARCHIVES
 from fsrepl.storage import blocks as maps
 from fsrepl.storage import shared_blocks, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
@@ -95,7 +96,7 @@ class Sending:
             rule_enabled=rule is not None and rule.enabled and rule.destination == delivery.destination,
             permission=refusal,
             with_tags=permission.with_tags,
-            archived=version.storage_class in ARCHIVED_CLASSES,
+            archived=version.storage_class in ARCHIVES,
             edit=recorded.edit,
             **there(version),
         )

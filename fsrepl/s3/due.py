@@ -20,9 +20,9 @@ from fsrepl.model.clock import within
 from fsrepl.model.lifecycle import Lifecycle, LifecycleRule, Term
 from fsrepl.model.version import NULL, Status, Versioning
 from fsrepl.s3.lifecycle import CLASSES, DAY_NS
+from fsrepl.settings import ARCHIVES
 
 SMALL_BYTES = 128 << 10
-_ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
 _BELOW: Mapping[str, frozenset[str]] = {
     "STANDARD_IA": frozenset({"INTELLIGENT_TIERING", "ONEZONE_IA", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE"}),
     "INTELLIGENT_TIERING": frozenset({"ONEZONE_IA", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE"}),
@@ -180,7 +180,7 @@ def _of_noncurrent(
 def _may_move(lifecycle: Lifecycle, rule: LifecycleRule, facts: Facts, to: str) -> bool:
     """Whether a transition is allowed: only to cheaper classes, and for small objects only where the rule filters by
     size."""
-    if facts.size < SMALL_BYTES and not rule.has_size and not (lifecycle.small_to_archive and to in _ARCHIVES):
+    if facts.size < SMALL_BYTES and not rule.has_size and not (lifecycle.small_to_archive and to in ARCHIVES):
         return False
     present = facts.storage_class or ""
     return present not in _BELOW or to in _BELOW[present]

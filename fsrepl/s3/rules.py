@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from fsrepl.model import metadata
 from fsrepl.model.rule import Replication, Rule
-from fsrepl.model.version import ARCHIVED_CLASSES, NO_SHORTFALL, DeliveryRecord, Origin, Status, Version
+from fsrepl.model.version import NO_SHORTFALL, DeliveryRecord, Origin, Status, Version
+from fsrepl.settings import ARCHIVES
 
 
 def matches(rule: Rule, key: bytes, tags: Mapping[str, str]) -> bool:
@@ -51,7 +52,7 @@ def choose(
     """
     if replication is None or version.origin not in (Origin.USER, Origin.ADOPTED):
         return {}
-    if version.storage_class in ARCHIVED_CLASSES:
+    if version.storage_class in ARCHIVES:
         return {}
     rules = replication.rules if in_effect is None else [r for r in replication.rules if r.id in in_effect]
     chosen = winners(rules, version.key, version.tags, marker=version.marker)
@@ -121,7 +122,7 @@ def ask_for(
     delivery, unless the job selects COMPLETED by name; those are checked again. The deciding rule is the same as for a
     new version, and it must be in the job's scope. Source: s3-semantics, 2, the batch column.
     """
-    if version.origin is Origin.LIFECYCLE or version.storage_class in ARCHIVED_CLASSES:
+    if version.origin is Origin.LIFECYCLE or version.storage_class in ARCHIVES:
         return {}, 0
     asked: dict[str, DeliveryRecord] = {}
     there = 0
