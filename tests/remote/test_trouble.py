@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from fsrepl.capture import ingest
 from fsrepl.commands import notes, status
 from fsrepl.daemon.uplink import Uplink
 from fsrepl.errors import Unavailable
 from fsrepl.model.version import Status
+from fsrepl.region import delivery_queue
 from tests.between import CUT, Between, Reply, Request, by_service, refusal
 from tests.services import KEYS, THERE, RemoteWorld, Service, current
 from tests.world import SOURCE
@@ -80,9 +82,13 @@ def test_a_bucket_that_no_rule_names_any_more_is_left_alone(tmp_path: Path, serv
 # -- too many requests
 
 
-def test_a_busy_service_gets_fewer_requests_at_once(tmp_path: Path, service: Service) -> None:
+def test_a_busy_service_gets_fewer_requests_at_once(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """503 SlowDown halves them, answers raise them again; only what was refused waits, and status tells of it."""
     bucket = service.make_bucket()
+    monkeypatch.setattr(ingest, "STEP_S", 60.0)  # all of them are captured in one step, however slow the machine is
+    monkeypatch.setattr(delivery_queue, "retry_delay_s", lambda *_: 3600.0)
     with Between(service.port) as between, RemoteWorld(tmp_path, service, url=between.url) as world:
         world.write("first", b"1")
         world.settle()
@@ -100,6 +106,7 @@ def test_a_busy_service_gets_fewer_requests_at_once(tmp_path: Path, service: Ser
         text = told(world)
         assert f"{THERE}: 32 of 64 requests at once: region aws: the service is busy (SlowDown: no)" in text
         assert f"{SOURCE} to {THERE}: 3 deliveries wait: region aws: the service is busy (SlowDown: no)" in text
+        uplink.retry_now(THERE)
         world.settle()
         assert world.statuses() == {Status.COMPLETED}
         assert len(current(bucket)) == 21
