@@ -314,7 +314,7 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
             state.labels.drop(new.version.key)
             stale.retry_blocked(region, state)
     halting.enqueue_new(
-        region, state, [(new.version, new.known.digest if new.known else b"") for new in published],
+        region, state, [(new.version, new.known) for new in published],
         {new.version.key for new in published if new.change.flags & FOUND},
     )  # fmt: skip
     rewritten.note(region, state, bucket, published)

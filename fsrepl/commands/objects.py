@@ -196,7 +196,7 @@ def commit_version(region: Worker, bucket: OpenBucket, version: Version, staged:
         with engine.journal.transaction():
             engine.journal.versions.add(bucket.address, version)
         engine.recent.put(bucket.address, version)
-        halting.enqueue_new(region, state, [(version, known.digest if known else b"")])
+        halting.enqueue_new(region, state, [(version, known)])
         with region.at_work(state):
             halting.settle(region, state)
         stale.show_changed(region, state, bucket, version.key, intended)

@@ -240,7 +240,7 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
         state.labels.add(version, now_s)
     for each in staged:
         engine.recent.put(address, each.stored.version)
-    halting.enqueue_new(region, state, [(each.stored.version, b"") for each in staged])
+    halting.enqueue_new(region, state, [(each.stored.version, each.wanted.known) for each in staged])
     engine.notify()
 
 

@@ -12,11 +12,12 @@ from fsrepl.model import keys
 from fsrepl.model.keys import Document
 from fsrepl.model.version import Version
 from fsrepl.model.view import View
-from fsrepl.region.brake import Deletions
 from fsrepl.region.change_queue import Change
+from fsrepl.region.deletions import Deletions
 from fsrepl.region.label_queue import LabelQueue
 from fsrepl.region.rewrites import Rewrites
 from fsrepl.region.scan_queue import Scan, Scans, Trouble, is_below
+from fsrepl.region.withheld import Withheld
 from fsrepl.storage import backfill_jobs
 from fsrepl.storage.alike import Alike
 from fsrepl.storage.backfill_jobs import Job
@@ -78,16 +79,6 @@ class Damaged(Struct, frozen=True):
     key: bytes
     id: str
     marker: bool = False
-
-
-class Withheld(Struct, frozen=True):
-    """The deliveries of a marker that are not handed over until it is decided whether too much was deleted at once.
-
-    found: a scan told of it, and the decision waits until that scan is over.
-    """
-
-    deliveries: list[Delivery]
-    found: bool
 
 
 class LifecycleRun(Struct):
@@ -252,9 +243,8 @@ class BucketState(Struct, eq=False):
     deletions: Deletions = field(default_factory=Deletions)
     """The deletions of users within the last minute."""
     rewrites: Rewrites = field(default_factory=Rewrites)
-    withheld: dict[tuple[bytes, str], Withheld] = field(default_factory=dict)
-    """Markers that are not handed over yet, by key and version id; and since when there are any."""
-    withheld_since_s: float = 0.0
+    withheld: Withheld = field(default_factory=Withheld)
+    """Markers that are not handed over yet."""
     deleted_s: float = 0.0
     """When the last deletion was captured."""
     has_barrier: bool = False

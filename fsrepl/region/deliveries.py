@@ -65,7 +65,7 @@ def _is_held(region: Region, delivery: Delivery) -> bool:
         return False
     state = region.states.get(delivery.source)
     is_halted = region.engine.site.buckets[delivery.source].halt is not None
-    return is_halted or (state is not None and (delivery.key, delivery.id) in state.withheld)
+    return is_halted or (state is not None and state.withheld.has(delivery))
 
 
 def redeliver(region: Region, bucket: OpenBucket, version: Version, deliveries: Mapping[str, DeliveryRecord]) -> None:
@@ -93,15 +93,23 @@ def enqueue_all(region: Region, state: BucketState, *, new_rules: bool = False) 
 
     new_rules: what no rule sends any more fails at once, also where its turn would come later.
     """
+    found = region.engine.journal.deliveries.pending_destinations(state.bucket.address)
+    enqueue_pending(region, state, found, new_rules=new_rules)
+    _send_backlog(region, state)
+
+
+def enqueue_pending(
+    region: Region, state: BucketState, destinations: Iterable[str], *, new_rules: bool = False
+) -> None:
+    """Queue the pending deliveries of a source to some destinations, but those that backfills asked for."""
     address, journal = state.bucket.address, region.engine.journal.deliveries
-    for destination in journal.pending_destinations(address):
+    for destination in destinations:
         other = region.receivers.get(region_of(destination))
         failed = _fail_orphaned(region, state, destination) if other is None or new_rules else frozenset()
         first = journal.pending_after(address, destination, None, LIVE_MAX)
         hand_over(region, [each for each in first if each.rule not in failed])
         if len(first) == LIVE_MAX and other is not None:
             other.post(StartOver(address, destination))
-    _send_backlog(region, state)
 
 
 def _fail_orphaned(region: Region, state: BucketState, destination: str) -> frozenset[str]:

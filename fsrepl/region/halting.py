@@ -1,39 +1,43 @@
 """The brake for mass deletion: deletions by users are counted before their deliveries are handed over, and held where
 they are too many (region/brake.py decides). Runs in the thread of the source's region.
 
-What is withheld while the decision waits is in memory only. After a crash the pending markers of the last minute, where
-they are many, are withheld again until the first scan is over, and then counted together with those that it finds.
+What is withheld while the decision waits is noted in memory only. After a crash the pending markers of the last
+minute, where they are many, are withheld again until the first scan is over, and then counted together with those that
+it finds.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Collection, Iterable
 
 from fsrepl.model.version import Origin, Status, Version
-from fsrepl.region import brake, deliveries
-from fsrepl.region.brake import Decision, Deleted, Deletions
-from fsrepl.region.bucket_state import BucketState, Withheld
+from fsrepl.region import brake, deletions, deliveries
+from fsrepl.region.brake import Decision
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.deletions import Deleted, Deletions
 from fsrepl.region.mailbox import WithdrawMarkers
 from fsrepl.region.region import Region
+from fsrepl.region.withheld import Withheld
 from fsrepl.storage import halt
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.journal.rows import delivery_of
+from fsrepl.storage.journal.rows import Object, delivery_of
 
 log = logging.getLogger("fsrepl")
 
 
 def enqueue_new(
-    region: Region, state: BucketState, made: Iterable[tuple[Version, bytes]], found: Collection[bytes] = ()
+    region: Region, state: BucketState, made: Iterable[tuple[Version, Object | None]], found: Collection[bytes] = ()
 ) -> None:
-    """Hand over the deliveries of versions that users made, with what their keys held before; markers when `settle`
-    has decided. found: the keys of which a scan told.
+    """Hand over the deliveries of versions that users made, with what was current before; markers when `settle` has
+    decided. found: the keys of which a scan told.
     """
     address, at_once = state.bucket.address, []
     for version, before in made:
         if not version.marker:
-            state.deletions.written(version.key)
+            state.deletions.written(version.key, before.created_ns if before and before.marker else 0)
             at_once.append(version)
             continue
         pending = [
@@ -41,12 +45,13 @@ def enqueue_new(
             for destination, recorded in version.deliveries.items()
             if recorded.status is Status.PENDING
         ]
-        if version.origin is Origin.USER and state.bucket.halt is None:
-            deleted = Deleted(version.created_ns, before, bool(pending))
+        is_counted = version.origin is Origin.USER and state.bucket.halt is None
+        if is_counted and before is not None and not before.marker:
+            deleted = Deleted(version.created_ns, before.digest, bool(pending))
             state.deletions.add(version.key, deleted, is_undecided=bool(state.withheld))
             state.deleted_s = time.monotonic()
         if pending:
-            state.withheld[version.key, version.id] = Withheld(pending, version.key in found)
+            state.withheld.add(pending, found=version.key in found)
     deliveries.enqueue(region, address, at_once)
 
 
@@ -56,10 +61,9 @@ def settle(region: Region, state: BucketState) -> None:
     Then none of them is handed over.
     """
     if not state.withheld:
-        state.withheld_since_s = 0.0
         return
     now_s = time.monotonic()
-    state.withheld_since_s = state.withheld_since_s or now_s
+    state.withheld.since_s = state.withheld.since_s or now_s
     match Decision.RELEASE if state.bucket.halt else _decide(region, state, now_s):
         case Decision.RELEASE:
             _release(region, state)
@@ -71,49 +75,46 @@ def settle(region: Region, state: BucketState) -> None:
 
 
 def _decide(region: Region, state: BucketState, now_s: float) -> Decision:
-    address, deletions = state.bucket.address, state.deletions
+    address, deleted = state.bucket.address, state.deletions
     coming = region.changes.removals(address)
-    if len(deletions.keys) + coming <= min(brake.KEYS_MIN, brake.BURST_KEYS):
+    if deleted.number + coming <= min(brake.KEYS_MIN, brake.BURST_KEYS):
         return Decision.RELEASE
     journal = region.engine.journal
-    if not deletions.keys_before:
-        deletions.count_keys(journal.versions.count_current(address))
-    is_patient = now_s - state.withheld_since_s < brake.BURST_MAX_S
-    is_burst = len(deletions.keys) > brake.BURST_KEYS and now_s - state.deleted_s < brake.BURST_QUIET_S
+    if not deleted.keys_before:
+        deleted.count_keys(journal.versions.count_current(address))
+    is_patient = now_s - state.withheld.since_s < brake.BURST_MAX_S
+    is_burst = deleted.number > brake.BURST_KEYS and now_s - state.deleted_s < brake.BURST_QUIET_S
     facts = brake.Facts(
-        len(deletions.keys) - deletions.renamed, deletions.keys_before, region.engine.settings.safety.delete_share,
-        coming=coming, arriving=region.changes.count(address) - coming, has_deliveries=deletions.has_deliveries,
+        deleted.number - deleted.renamed, deleted.keys_before, region.engine.settings.safety.delete_share,
+        coming=coming, arriving=region.changes.count(address) - coming, has_deliveries=deleted.has_deliveries,
         is_scanning=bool(state.scans) or region.changes.has_directories(address) or region.changes.is_lost(address),
         is_burst=is_patient and is_burst,
     )  # fmt: skip
 
     def renamed() -> int:
-        known = deletions.renamed
-        return deletions.count_renamed(journal.versions.count_arrived(address, deletions.since_ns)) - known
+        known = deleted.renamed
+        return deleted.count_renamed(journal.versions.arrived(address, deleted.since_ns)) - known
 
     return brake.decide(facts, renamed)
 
 
 def _release(region: Region, state: BucketState) -> None:
     """Hand over what is withheld; what a scan found stays until that scan is over, and so is counted whole."""
-    waits = bool(state.scans) and state.bucket.halt is None
-    released = {at: each for at, each in state.withheld.items() if not (waits and each.found)}
-    for at in released:
-        del state.withheld[at]
-    deliveries.hand_over(region, [delivery for each in released.values() for delivery in each.deliveries])
-    if not state.withheld:
-        state.withheld_since_s = 0.0
+    released, destinations = state.withheld.let_go(is_scanning=bool(state.scans) and state.bucket.halt is None)
+    deliveries.hand_over(region, released)
+    if state.bucket.halt is None:
+        deliveries.enqueue_pending(region, state, destinations)
 
 
 def _halt(region: Region, state: BucketState, bucket: OpenBucket) -> None:
-    deletions = state.deletions
-    made = halt.Halt(deletions.since_ns, len(deletions.keys) - deletions.renamed, deletions.keys_before)
+    deleted = state.deletions
+    made = halt.Halt(deleted.since_ns, deleted.number - deleted.renamed, deleted.keys_before)
     # the event first, as with deliveries: the other way round a crash between the two would lose it
     region.engine.reporter.announce_halt(bucket.address, made.document())
     halt.write(bucket.fs, bucket.meta, made)
     bucket.bucket.halt = made
     log.warning("halted bucket=%s: %s", bucket.address, made.describe(bucket.address))
-    deletions.clear()
+    deleted.clear()
     _release(region, state)  # into deliveries.hand_over, which holds them
     for other in region.receivers.values():
         other.post(WithdrawMarkers(bucket.address))
@@ -123,15 +124,17 @@ def _halt(region: Region, state: BucketState, bucket: OpenBucket) -> None:
 def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
     """A bucket comes up: what is held stays so, and the markers of the last minute before it went are counted again."""
     state.bucket.halt = halt.read(bucket.fs, bucket.meta)
-    state.deletions, state.withheld, state.withheld_since_s = Deletions(), {}, 0.0
+    state.deletions, state.withheld = Deletions(), Withheld()
     if state.bucket.halt is not None:
         log.warning("halted bucket=%s: %s", bucket.address, state.bucket.halt.describe(bucket.address))
         return
-    recent = region.engine.journal.deliveries.newest_markers(bucket.address, brake.WINDOW_NS)
-    for each in recent:
-        state.deletions.add(each.key, Deleted(each.created_ns, b"", has_deliveries=True))
-        if len(recent) > brake.BURST_KEYS:
-            state.withheld.setdefault((each.key, each.id), Withheld([], found=True)).deliveries.append(each)
+    recent = region.engine.journal.deliveries.newest_markers(bucket.address, deletions.WINDOW_NS)
+    first = list(itertools.islice(recent, brake.BURST_KEYS + 1))
+    for _, group in itertools.groupby(itertools.chain(first, recent), key=lambda each: (each.key, each.id)):
+        pending = list(group)
+        state.deletions.add(pending[0].key, Deleted(pending[0].created_ns, b"", has_deliveries=True))
+        if len(first) > brake.BURST_KEYS:
+            state.withheld.add(pending, found=True)
 
 
 def acknowledge(region: Region, state: BucketState, bucket: OpenBucket) -> None:

@@ -18,7 +18,7 @@ from fsrepl.commands import undelete as commands
 from fsrepl.daemon import metrics, worker
 from fsrepl.model import clock
 from fsrepl.model.version import Origin, Status
-from fsrepl.region import brake
+from fsrepl.region import brake, withheld
 from fsrepl.storage import halt
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
 from tests.tree_deeds import differences
@@ -28,11 +28,18 @@ NUMBER = 6
 
 
 @pytest.fixture(autouse=True)
-def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+def _few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the brake act on buckets of a handful of files."""
+    monkeypatch.setattr(withheld, "MARKERS_MAX", getattr(request, "param", withheld.MARKERS_MAX))
     monkeypatch.setattr(brake, "KEYS_MIN", 2)
     monkeypatch.setattr(brake, "BURST_KEYS", 0)
     monkeypatch.setattr(brake, "BURST_QUIET_S", 0.0)
+
+
+in_memory_or_not = pytest.mark.parametrize(
+    "_few", [withheld.MARKERS_MAX, 2], ids=["in memory", "in the journal"], indirect=True
+)
+"""Markers that wait for the decision: all are in memory, or, as of a million, most are in the journal alone."""
 
 
 def fill(world: World, number: int = NUMBER) -> None:
@@ -68,6 +75,7 @@ def undelete(world: World, prefix: str = "", *, start: str = "", bucket: str = S
         after = os.fsencode(answer["After"])
 
 
+@in_memory_or_not
 def test_deletions_of_more_than_the_share_are_held(memory: Path) -> None:
     """Markers are made as ever, no replica goes, and the document says since when, how many and which share."""
     with World(memory) as world:
@@ -80,6 +88,7 @@ def test_deletions_of_more_than_the_share_are_held(memory: Path) -> None:
         assert os.stat(world.path(".fsrepl/halt.json")).st_mode & 0o777 == 0o600
 
 
+@in_memory_or_not
 def test_half_of_a_bucket_crosses(memory: Path) -> None:
     with World(memory) as world:
         fill(world)
@@ -106,6 +115,7 @@ def test_new_writes_are_replicated_while_halted(memory: Path) -> None:
         assert "gone" in world.tree(DESTINATION)
 
 
+@in_memory_or_not
 @pytest.mark.parametrize("without_journal", [False, True])
 def test_a_halt_survives_restart_and_loss_of_the_journal(memory: Path, without_journal: bool) -> None:
     with World(memory) as world:
@@ -132,6 +142,7 @@ def test_a_damaged_halt_document_still_halts(memory: Path) -> None:
         assert world.run("bucket.ack", bucket=SOURCE)["Released"] == NUMBER
 
 
+@in_memory_or_not
 def test_ack_lets_the_deletions_cross(memory: Path) -> None:
     with World(memory) as world:
         fill(world)
@@ -234,6 +245,7 @@ def test_undelete_restores_keys_that_were_deleted_since_then_and_are_still_delet
         assert undelete(world, start=clock.stamp(first))["Restored"] == 0
 
 
+@in_memory_or_not
 def test_a_directory_that_is_renamed_is_no_deletion(memory: Path) -> None:
     with World(memory) as world:
         fill(world)
@@ -243,6 +255,7 @@ def test_a_directory_that_is_renamed_is_no_deletion(memory: Path) -> None:
         assert sorted(world.tree(DESTINATION)) == [f"elsewhere/{each}" for each in range(NUMBER)]
 
 
+@in_memory_or_not
 def test_a_directory_that_is_renamed_one_change_at_a_time_is_no_deletion(
     memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +269,7 @@ def test_a_directory_that_is_renamed_one_change_at_a_time_is_no_deletion(
         assert sorted(world.tree(DESTINATION)) == [f"a/{each}" for each in range(NUMBER)]
 
 
+@in_memory_or_not
 def test_no_marker_of_one_scan_is_handed_over_before_the_decision(
     memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +296,7 @@ def test_a_single_deletion_waits_for_nothing(memory: Path) -> None:
         assert not world.state().withheld
 
 
+@in_memory_or_not
 def test_markers_that_wait_for_a_destination_are_withdrawn(memory: Path) -> None:
     """Markers handed over before the threshold was reached and not delivered yet are held with the others."""
     with World(memory) as world:
@@ -297,6 +312,7 @@ def test_markers_that_wait_for_a_destination_are_withdrawn(memory: Path) -> None
         assert len(world.tree(DESTINATION)) == NUMBER
 
 
+@in_memory_or_not
 def test_deletions_by_command_count(memory: Path) -> None:
     """`fsrepl rm` in a loop: markers from before the threshold are replicated and stay so, the others are held."""
     with World(memory) as world:

@@ -10,7 +10,7 @@ from fsrepl.model.version import THRESHOLD_NS, Status, Tracking, Version, operat
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.rows import Counts, Delivery
 
-_KEYS_MAX = 500
+_KEYS_MAX, _PAGE = 500, 1000
 AT = "WHERE bucket = ? AND key = ? AND id = ? AND destination = ?"
 # The announcement that a delivery is late is kept, however often its row is written meanwhile.
 PUT_DELIVERY = """
@@ -193,15 +193,23 @@ class Deliveries:
         (number,) = self._connection.execute("SELECT count(*) FROM delivery WHERE status = 'PENDING'").fetchone()
         return int(number)
 
-    def newest_markers(self, source: str, within_ns: int) -> list[Delivery]:
-        """The pending deliveries of a source's markers that no backfill asked for, oldest first: those created within
-        this time before the newest."""
+    def newest_markers(self, source: str, within_ns: int) -> Iterator[Delivery]:
+        """The pending deliveries of a source's markers that no backfill asked for, oldest first and those of one marker
+        together: the markers made within this time before the newest. Read in pages."""
         number = self._connection.ids.get(source)
         (newest_ns,) = self._connection.execute(f"SELECT max(created) FROM delivery {_HELD}", (number,)).fetchone()
-        rows = self._connection.execute(
-            f"{DELIVERY} {_HELD} AND created > ? ORDER BY created, id", (number, (newest_ns or 0) - within_ns)
-        ).fetchall()
-        return [delivery_in(self._connection, row) for row in rows]
+        last: tuple[object, ...] = ((newest_ns or 0) - within_ns + 1, "", b"", "")
+        while True:
+            rows = self._connection.execute(
+                f"{DELIVERY} {_HELD} AND (created, id, key, destination) > (?, ?, ?, ?) "
+                f"ORDER BY created, id, key, destination LIMIT {_PAGE}",
+                (number, *last),
+            ).fetchall()
+            found = [delivery_in(self._connection, row) for row in rows]
+            yield from found
+            if len(found) < _PAGE:
+                return
+            last = found[-1].created_ns, found[-1].id, found[-1].key, found[-1].destination
 
     def keys_of_markers(self, source: str) -> list[bytes]:
         """The keys of a source's pending markers that no backfill sends."""

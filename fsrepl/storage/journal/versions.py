@@ -596,13 +596,19 @@ class Versions:
         ).fetchone()
         return int(number)
 
-    def count_arrived(self, address: str, since_ns: int) -> dict[bytes, int]:
-        """BLAKE3 to the number of keys whose current version has that content and was made since a moment."""
-        rows = self._connection.execute(
-            "SELECT digest, count(*) FROM object WHERE bucket = ? AND NOT marker AND created >= ? GROUP BY digest",
-            (self._connection.ids.get(address), since_ns),
-        )
-        return dict(rows.fetchall())
+    def arrived(self, address: str, since_ns: int) -> Iterator[bytes]:
+        """The BLAKE3 of each key's current version that was made since a moment; read in pages. Scans all keys."""
+        last: tuple[bytes, bytes] = (b"", b"")
+        while True:
+            rows = self._connection.execute(
+                "SELECT digest, dir, name FROM object WHERE bucket = ? AND NOT marker AND created >= ? "
+                f"AND (dir, name) > (?, ?) ORDER BY dir, name LIMIT {PAGE}",
+                (self._connection.ids.get(address), since_ns, *last),
+            ).fetchall()
+            yield from (digest for digest, _, _ in rows)
+            if len(rows) < PAGE:
+                return
+            last = rows[-1][1:]
 
     def deleted_since(
         self, address: str, since_ns: int, after: tuple[bytes, bytes] | None, limit: int
