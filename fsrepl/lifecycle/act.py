@@ -6,7 +6,8 @@ the marker is stored, then the view is taken out, compared, and put back where i
 file differs from its record expires only after that file has become a version. A permanent removal is announced, then
 noted in removed.jsonl, then done; a marker is stored before it is announced.
 
-Only a version's own record permits an action on it. Source: s3-semantics, 5.2, 5.4 and 5.5.
+A version's own record permits an action on it, or the journal and a record that names that version and its time.
+Source: s3-semantics, 5.2, 5.4 and 5.5.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fsrepl.s3 import due, events
 from fsrepl.s3.due import Action, Kind
 from fsrepl.storage import publishing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import NO_FILE, FileType
+from fsrepl.storage.fs import GONE, NO_FILE, FileType
 from fsrepl.storage.intents import Act, Intent, intend, read_intents
 from fsrepl.storage.journal.rows import Object, traits_of
 from fsrepl.views import null_view, shared_record, show, stale, unrecorded
@@ -44,9 +45,9 @@ class NotBegun(Unavailable):
 
 
 class _Ready(NamedTuple):
-    """An action that may be done now: the version's record, and its key by the journal.
+    """An action that may be done now: its version, and the key by the journal.
 
-    has_sidecar: whether that record is a sidecar.
+    has_sidecar: whether the record is a sidecar, or may be one.
     """
 
     action: Action
@@ -91,37 +92,70 @@ class ActionGroup:
     # -- may it be done
 
     def _ready(self, wanted: Due, known: Object | None) -> _Ready | None:
-        """An action with the record of its version, where it may be done now. known: the key, by the journal."""
+        """An action with its version, where it may be done now. known: the key, by the journal."""
         key = wanted.key
         if wanted.action.blocked_by:
             self.run.blocked += 1
             return None
         try:
-            found = versions.look_at(
-                self.bucket, key, wanted.action.version_id, marker=wanted.marker,
-                asks_lock=wanted.action.kind in _REMOVALS,
-            )  # fmt: skip
-            version = versions.ensure_whole(found.version) if found else None
+            found = self._glance(wanted) or self._look(wanted)
         except StoreDamaged:
             self.state.damaged.append(Damaged(self.bucket.address, key, wanted.action.version_id))
             return None
-        confirmed = self.judge.confirmed(wanted, version) if version else None
-        if found is None or version is None or confirmed is None:
-            return None
-        if confirmed.blocked_by:
-            self.run.blocked += 1
+        if found is None:
             return None
         if found.is_locked:
             self.run.blocked += 1
             log.info(
                 'kept bucket=%s key="%s" version=%s: nobody may remove its file (chattr +i)',
-                self.bucket.address, keys.shown(key), version.id,
+                self.bucket.address, keys.shown(key), wanted.action.version_id,
             )  # fmt: skip
             return None
-        ready = self._if_at_rest(_Ready(wanted.action, version, known, found.has_sidecar))
+        ready = self._if_at_rest(_Ready(wanted.action, found.version, known, found.has_sidecar))
         if ready is None:
             self.run.again[key] = None
         return ready
+
+    def _glance(self, wanted: Due) -> versions.Looked | None:
+        """The version of an action of which the journal knows all but its BLAKE3; None where its record is needed.
+
+        A record is written before the journal: only while a backfill requests deliveries may it say PENDING of a
+        version of which the journal does not, if a crash came between the two.
+        """
+        facts, kind, key = wanted.facts, wanted.action.kind, wanted.key
+        if (
+            facts is None or facts.tags is None or facts.storage_class is None
+            or facts.status is not None or facts.in_tier
+            or wanted.action.storage_class or facts.id == NULL or self.state.jobs
+        ):  # fmt: skip
+            return None
+        try:
+            found = versions.glance_at(
+                self.bucket, key, facts.id, facts.created_ns, marker=facts.marker, asks_lock=kind in _REMOVALS
+            )
+        except OSError as error:
+            if error.errno in GONE:
+                return None
+            raise
+        if found is None:
+            return None
+        version = Version(
+            key, facts.id, facts.created_ns, facts.marker, facts.size, found.digest,
+            storage_class=facts.storage_class, tags=facts.tags,
+        )  # fmt: skip
+        return versions.Looked(version, has_sidecar=True, is_locked=found.is_locked)
+
+    def _look(self, wanted: Due) -> versions.Looked | None:
+        """The version of an action by its whole record; None where that does not permit it, or there is none."""
+        found = versions.look_at(
+            self.bucket, wanted.key, wanted.action.version_id, marker=wanted.marker,
+            asks_lock=wanted.action.kind in _REMOVALS,
+        )  # fmt: skip
+        confirmed = self.judge.confirmed(wanted, versions.ensure_whole(found.version)) if found else None
+        if confirmed is not None and confirmed.blocked_by:
+            self.run.blocked += 1
+            return None
+        return found if confirmed is not None else None
 
     def _if_at_rest(self, ready: _Ready) -> _Ready | None:
         """An action that meets nothing that is going on just now. A noncurrent version may go while its key changes,
@@ -256,8 +290,7 @@ class ActionGroup:
             with self.journal.transaction():
                 self.journal.versions.remove_noncurrent(address, [(v.key, v.id) for v in noncurrent])
                 self.journal.versions.remove_last(address, [(e.version.key, e.version.id) for e in markers])
-        for version in removed:
-            self.engine.recent.forget(address, version.key, version.id)
+        self.engine.recent.forget_all(address, [(version.key, version.id) for version in removed])
         self._note([(each.action.kind, each.version, "") for each in gone])
 
     # -- classes

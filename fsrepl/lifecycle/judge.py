@@ -16,13 +16,13 @@ from msgspec.structs import replace
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
 from fsrepl.model.lifecycle import Lifecycle
-from fsrepl.model.version import NULL, Status, Version, Versioning
+from fsrepl.model.version import EMPTY, NULL, Status, Version, Versioning
 from fsrepl.s3 import due
 from fsrepl.s3.due import Action, Facts, Kind
 from fsrepl.storage import backfill_jobs, unversioned, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.journal.rows import read_traits, traits_of
+from fsrepl.storage.journal.rows import read_tier, read_traits, traits_of
 from fsrepl.storage.site import Site
 from fsrepl.storage.walk import Walk
 
@@ -179,7 +179,8 @@ class Judge:
                     unknown.add(each.id)
                 else:
                     read.append((key, each.id, traits_of(version)))
-                    each = each._replace(tags=version.tags, storage_class=version.storage_class)
+                    in_tier = version.place is not None
+                    each = each._replace(tags=version.tags, storage_class=version.storage_class, in_tier=in_tier)
                     status = status or version.status
             whole.append(each._replace(status=status) if status is not each.status else each)
         return whole, unknown
@@ -237,5 +238,7 @@ def _says_the_same(version: Version, facts: Facts) -> bool:
 
 
 def _facts(version_id: str, created_ns: int, marker: int, size: int, traits: str | None) -> Facts:
+    if traits == "":
+        return Facts(version_id, created_ns, bool(marker), size, EMPTY, "")
     storage_class, tags = read_traits(traits)
-    return Facts(version_id, created_ns, bool(marker), size, tags, storage_class)
+    return Facts(version_id, created_ns, bool(marker), size, tags, storage_class, in_tier=bool(read_tier(traits)))

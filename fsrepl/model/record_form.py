@@ -205,6 +205,15 @@ def _text(value: bytes) -> object:
 # -- read
 
 
+def usual_digest(data: bytes, version_id: str, created_ns: int) -> bytes | None:
+    """The BLAKE3 in the record of most versions, empty for a marker; None for a record of another form, or of another
+    version or time."""
+    usual = _USUAL.fullmatch(data)
+    if usual is None or usual[1] != version_id.encode() or usual[3] != clock.stamp(created_ns).encode():
+        return None
+    return bytes.fromhex(usual[2].decode()) if usual[2] else b""
+
+
 def read(found: Mapping[str, bytes]) -> dict[str, bytes]:
     """The fields of a record from a file's attributes. Raises StoreDamaged where the record cannot be read.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from fsrepl.model.version import Version
 
@@ -58,8 +59,15 @@ class Recent:
 
     def forget(self, address: str, key: bytes = b"", version_id: str = "") -> None:
         """Forget one version, or a whole bucket."""
+        if key:
+            self.forget_all(address, [(key, version_id)])
+        else:
+            self.forget_all(address, [at[1:] for at in list(self._versions) if at[0] == address])
+
+    def forget_all(self, address: str, gone: Iterable[tuple[bytes, str]]) -> None:
+        """Forget versions of a bucket, by key and id."""
         with self._guard:
-            gone = [(address, key, version_id)] if key else [at for at in self._versions if at[0] == address]
-            for at in gone:
-                self._versions.pop(at, None)
-                self._plain.discard(at)
+            for key, version_id in gone:
+                at = (address, key, version_id)
+                if self._versions.pop(at, None) is not None:
+                    self._plain.discard(at)

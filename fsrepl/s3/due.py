@@ -66,7 +66,7 @@ class Action(Struct, frozen=True):
 
 class Facts(NamedTuple):
     """Known facts about one version. Unknown tags are None, and so is an unknown class; rules that filter by them are
-    then assumed to select the version."""
+    then assumed to select the version. in_tier: whether its content lies in a tier, which matters to no rule."""
 
     id: str
     created_ns: int
@@ -75,6 +75,7 @@ class Facts(NamedTuple):
     tags: Mapping[str, str] | None = {}
     storage_class: str | None = ""
     status: Status | None = None
+    in_tier: bool = False
 
 
 def actions(
@@ -92,6 +93,8 @@ def actions(
     if not due:
         return []
     chosen = [_holds(due[facts.id], versioning) for facts in versions if facts.id in due]
+    if not batch and all(facts.status is None for facts in versions):
+        return chosen
     return [replace(each, blocked_by=_blocked(each, versions, versioning, batch=batch)) for each in chosen]
 
 
@@ -198,6 +201,8 @@ def _midnight(ns: int) -> int:
 def _holds(due: Sequence[Action], versioning: Versioning) -> Action:
     """The action that wins among several for one version: permanent removal before a transition, a transition before a
     marker, the earlier of two removals, the cheaper class of two transitions."""
+    if len(due) == 1:
+        return due[0]
     permanent = {Kind.REMOVE_VERSION, Kind.REMOVE_MARKER} | ({Kind.EXPIRE} if versioning is Versioning.OFF else set())
     removals = [each for each in due if each.kind in permanent]
     moves = [each for each in due if each.storage_class]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,6 +20,8 @@ from fsrepl.model.version import THRESHOLD_NS, Result, Status, Tracking, Version
 from fsrepl.s3 import arn
 
 Record = dict[str, object]
+_PLAIN_KEY = re.compile(rb"[A-Za-z0-9_.~/-]*")
+"""A key that is quoted as it is, as most are."""
 
 
 class Name(enum.StrEnum):
@@ -120,7 +123,8 @@ def of_rewrites(bucket: str, keys: int, now_ns: int) -> Record:
 
 
 def _object(key: bytes, version_id: str, size_bytes: int, digest: bytes, at_ns: int) -> Record:
-    stored: Record = {"key": quote_plus(key, safe="/"), "size": size_bytes}
+    spelled = key.decode() if _PLAIN_KEY.fullmatch(key) else quote_plus(key, safe="/")
+    stored: Record = {"key": spelled, "size": size_bytes}
     if digest:
         stored["eTag"] = digest.hex()
     return stored | {"versionId": version_id, "sequencer": sequencer(at_ns)}
@@ -145,6 +149,13 @@ def _record(name: Name, identity: str, bucket: str, stored: Record, now_ns: int)
             "object": stored,
         },
     }
+
+
+def record_id(record: Record) -> str:
+    """The x-amz-request-id of a record."""
+    answer = record["responseElements"]
+    assert isinstance(answer, dict)
+    return str(answer["x-amz-request-id"])
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ import resource
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -61,7 +61,7 @@ class Documents(Struct, frozen=True):
     versioning: Versioning = Versioning.OFF
     replication: Replication | None = None
     since: Mapping[str, RuleSince] = field(default_factory=dict)
-    removed: frozenset[tuple[bytes, str]] = frozenset()
+    removed: Set[tuple[bytes, str]] = frozenset()
     lifecycle: Lifecycle | None = None
     trees: bool = False
     replaces: frozenset[str] = frozenset()

@@ -18,7 +18,7 @@ from types import TracebackType
 import msgspec
 
 from fsrepl.errors import Refused, Usage, reason
-from fsrepl.s3.events import Record
+from fsrepl.s3.events import Record, record_id
 from fsrepl.storage.fs import Fs
 
 FILE = b"events.jsonl"
@@ -59,12 +59,12 @@ class EventLog:
 
         Raises OSError on failure: some lines may have been written, and an incomplete line is ignored.
         """
-        lines = {id_of(line): line for line in map(_line, records)}
+        lines = {record_id(record): msgspec.json.encode(record) + b"\n" for record in records}
         if not lines:
             return 0
         with self.written:
             known = self._look()
-            fresh = [line for i, line in lines.items() if i not in known and i not in self._known_before]
+            fresh = [each for each in lines.items() if each[0] not in known and each[0] not in self._known_before]
             if not fresh:
                 return 0
             at = self.fs.open_root(self.state)
@@ -91,20 +91,23 @@ class EventLog:
             self._known = _ids(self.fs, self.state, FILE)
         return self._known
 
-    def _write_some(self, at: int, lines: list[bytes]) -> list[bytes]:
-        """Write as many lines as fit the file, and at least one into a new file; the remaining lines."""
+    def _write_some(self, at: int, lines: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        """Write as many lines, each with its id, as fit the file, and at least one into a new file; the remaining
+        lines."""
         fd = self.fs.append(at, FILE)
         try:
             size = self.fs.stat_fd(fd).st_size
             number, end = 0, size
-            while number < len(lines) and (end == 0 or end + len(lines[number]) <= self.max_bytes):
-                end += len(lines[number])
+            while number < len(lines) and (end == 0 or end + len(lines[number][1]) <= self.max_bytes):
+                end += len(lines[number][1])
                 number += 1
             if number:
                 # A line cut short by a power cut is ended first.
-                self.fs.write(fd, (b"" if self._ends_well(at, size) else b"\n") + b"".join(lines[:number]))
+                self.fs.write(
+                    fd, (b"" if self._ends_well(at, size) else b"\n") + b"".join([line for _, line in lines[:number]])
+                )
                 self.fs.sync_file(fd)
-                self._look().update(map(id_of, lines[:number]))
+                self._look().update([i for i, _ in lines[:number]])
                 self.count += number
         finally:
             self.fs.close(fd)
@@ -124,10 +127,6 @@ class EventLog:
             return self.fs.read(fd, 1) == b"\n"
         finally:
             self.fs.close(fd)
-
-
-def _line(record: Record) -> bytes:
-    return msgspec.json.encode(record) + b"\n"
 
 
 def _ids(fs: Fs, state: str, name: bytes) -> set[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import enum
-import json
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
+import msgspec
 from msgspec import Struct, convert
 
 from fsrepl.model import json_text
@@ -58,7 +58,7 @@ def write_intents(bucket: OpenBucket, intents: Sequence[Intent]) -> bytes:
     name = b"%d-%s" % (time.time_ns(), staging.token())
     fd = bucket.fs.create(bucket.intents, name)
     try:
-        bucket.fs.write(fd, json.dumps([_intent_document(i) for i in intents]).encode())
+        bucket.fs.write(fd, msgspec.json.encode([_intent_document(i) for i in intents]))
     except OSError:
         _let_go(bucket, name)
         raise

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fsrepl.commands import lifecycle, status
 from fsrepl.commands.notes import notes_of
 from fsrepl.daemon import live
 from fsrepl.errors import Unavailable
-from fsrepl.model.version import Origin, Status
+from fsrepl.model.version import DeliveryRecord, Origin, Status
+from fsrepl.storage import records
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
+from tests.stored import stored
 from tests.world import DESTINATION, SOURCE, World, v2
 
 Json = dict[str, Any]
@@ -174,6 +177,71 @@ def test_noncurrent_versions_are_removed_permanently(world: World, clock: Clock)
     world.settle()
     assert len(world.of("k", DESTINATION)) == 4  # removals are never replicated
     world.stays_quiet()
+
+
+def test_a_removal_tells_the_blake3_of_what_is_gone(world: World, clock: Clock) -> None:
+    """3.4: its event has the size and the ETag of the version; a marker has none."""
+    world.write("k", b"data")
+    world.settle()
+    gone = world.current("k")
+    world.unlink("k")
+    world.settle()
+    world.write("k", b"new")
+    world.settle()
+    put(world, old_versions())
+    clock(LATER)
+    assert run(world) == {"NoncurrentVersionExpiration": 2}
+    lines = (Path(world.engine.site.state) / "events.jsonl").read_text().splitlines()
+    told = {each["versionId"]: each for each in (json.loads(line)["s3"]["object"] for line in lines)}
+    assert (told[gone.id]["eTag"], told[gone.id]["size"]) == (gone.digest.hex(), 4)
+    assert sorted("eTag" in each for each in told.values()) == [False, True]
+
+
+@pytest.mark.parametrize("action", ["Expiration", "NoncurrentVersionExpiration"])
+def test_a_version_whose_record_is_lost_waits_for_its_repair(world: World, clock: Clock, action: str) -> None:
+    """G1: the journal alone permits no removal; the record is rebuilt, and the next run removes the version."""
+    for data in (b"one", b"two"):
+        world.write("k", data)
+        world.settle()
+    put(world, days(2) if action == "Expiration" else old_versions())
+    clock(LATER)
+    lost = stored(world, "k", number=-1 if action == "Expiration" else 0)
+    for name in os.listxattr(lost):
+        os.removexattr(lost, name)
+    assert run(world) == {}
+    assert (world.tree(SOURCE), len(world.history(SOURCE)[b"k"])) == ({"k": b"two"}, 2)
+    world.settle()
+    run(world)
+    assert len(events(world)) == 1
+
+
+def test_the_time_on_record_decides_where_the_journal_has_another(world: World, clock: Clock) -> None:
+    """5.3: a version is never removed early."""
+    for data in (b"one", b"two"):
+        world.write("k", data)
+        world.settle()
+    put(world, days(2))
+    world.engine.journal.execute("UPDATE version SET created = created - 864000000000000")
+    assert run(world) == {}
+    assert world.tree(SOURCE) == {"k": b"two"}
+
+
+def test_a_backfill_that_only_the_record_asks_for_blocks(world: World, clock: Clock) -> None:
+    """5.5, 1: as after a crash between the record and the journal, while its job goes on."""
+    world.run("replication.rm", source=SOURCE)
+    for data in (b"one", b"two"):
+        world.write("k", data)
+        world.settle()
+    world.run("replication.enable", source=SOURCE, destination=DESTINATION)
+    world.run("replication.backfill", source=SOURCE)
+    put(world, old_versions())
+    clock(LATER)
+    old = world.of("k")[1]
+    deliveries = {DESTINATION: DeliveryRecord("r", Status.PENDING, job=next(iter(world.state().jobs)))}
+    with world.engine.site.bucket(SOURCE).open() as bucket:
+        records.write_deliveries(bucket, replace(old, deliveries=deliveries))
+    assert run(world) == {}
+    assert world.of("k")[1].id == old.id
 
 
 def test_markers_of_which_no_version_is_left(world: World, clock: Clock) -> None:
