@@ -104,8 +104,11 @@ class Cutter:
         self.average = average
         self._most = 4 * average
         self._fastcdc = FastCDC(average, min_size=average // 2, max_size=self._most, normalized_chunking=1)
-        self._rest = bytearray()
-        """The start of a block whose end is not known yet."""
+        self._rest = memoryview(bytearray(2 * self._most))
+        """The start of a block whose end is not known yet, and room for its end: allocated once, since new memory costs
+        as much as the cutting."""
+        self._held = 0
+        """The size of that start, less than the largest block's."""
         self._packed = bytearray()
         self._size = 0
 
@@ -113,23 +116,28 @@ class Cutter:
         """The next bytes. They may change afterwards."""
         with memoryview(data) as view:
             at = self._finish_rest(view)
-            if at < len(view):
-                with view[at:] as left:
-                    self._rest += left[self._cut(left, self._most) :]
+            with view[at:] as left:
+                if left:
+                    self._hold(left[self._cut(left) :])
 
     def _finish_rest(self, view: memoryview) -> int:
         """Cut the blocks that begin in the rest; where the first block after them begins in the new bytes."""
-        if not (before := len(self._rest)):
+        if not (before := self._held):
             return 0
-        self._rest += view[: self._most]
-        with memoryview(self._rest) as joined:
-            done = self._cut(joined, self._most, before)
-        if done < before:  # its last block may go on after these bytes, which are then too few
-            self._rest += view[self._most :]
-            del self._rest[:done]
-            return len(view)
-        self._rest.clear()
+        end = before + min(self._most, len(view))
+        self._rest[before:end] = view[: end - before]
+        with self._rest[:end] as joined:
+            done = self._cut(joined, until=before)
+            if done < before:  # its last block may go on after these bytes, which are then too few
+                self._hold(joined[done:])
+                return len(view)
+        self._held = 0
         return done - before
+
+    def _hold(self, data: memoryview) -> None:
+        with data:
+            self._rest[: len(data)] = data
+            self._held = len(data)
 
     def hole(self, size: int) -> None:
         """The next bytes are a hole, or the rest of one. Blocks end at holes."""
@@ -144,25 +152,28 @@ class Cutter:
 
     def _end(self) -> None:
         """Cut what is left: the data ends here."""
-        with memoryview(self._rest) as rest:
-            self._cut(rest, 0)
-        self._rest.clear()
+        with self._rest[: self._held] as rest:
+            self._cut(rest, is_last=True)
+        self._held = 0
 
-    def _cut(self, data: memoryview, keep: int, until: int | None = None) -> int:
+    def _cut(self, data: memoryview, *, until: int | None = None, is_last: bool = False) -> int:
         """Cut blocks that begin before `until`, while their ends are known; where the next block begins.
 
-        keep: so many bytes decide where a block ends; 0 at the end of the data.
+        A block that ends with the data may go on after it, unless that is_last, or the block is as large as any.
         """
-        done = 0
-        if not data:
+        done, size = 0, len(data)
+        if not size:
             return done
         with data.toreadonly() as readable:
             for chunk in self._fastcdc.cut_buf(readable):
-                with chunk.data:
-                    if len(data) - chunk.offset < keep or (until is not None and chunk.offset >= until):
+                with chunk.data as block:
+                    end = chunk.offset + chunk.length
+                    if end == size and not is_last and chunk.length < self._most:
                         break
-                    self._add(chunk.length, digests.of(chunk.data))
-                done = chunk.offset + chunk.length
+                    if until is not None and chunk.offset >= until:
+                        break
+                    self._add(chunk.length, digests.of(block))
+                done = end
         return done
 
     def _add(self, size: int, digest: bytes) -> None:

@@ -60,10 +60,10 @@ _after_zeros = _States()
 
 
 class Hasher:
-    """A digest computed piece by piece. Large pieces are hashed on all processors."""
+    """A digest computed piece by piece. parallel: large pieces are hashed on all processors."""
 
-    def __init__(self) -> None:
-        self._hasher = blake3(max_threads=blake3.AUTO)
+    def __init__(self, *, parallel: bool = True) -> None:
+        self._hasher = blake3(max_threads=blake3.AUTO if parallel else 1)
 
     def update(self, data: bytes | memoryview) -> None:
         self._hasher.update(data)

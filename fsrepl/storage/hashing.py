@@ -1,7 +1,9 @@
-"""Hashing of large files: one thread reads ahead, others hash what was read, cut it into blocks, and copy it.
+"""Hashing of large files: a thread reads ahead, the caller's hashes what was read, and others cut and copy it.
 
 A file is read once, from its start to its end, without its holes; memory does not grow with it. A few pieces are on
-their way at once, so that no thread waits for another one's turn on a busy machine.
+their way at once, so that no thread waits for another one's turn on a busy machine. Every hand-over of a piece costs
+processor time: only work that takes as long as the hash itself has a thread of its own. A file that is hashed while it
+is written is in memory: it is read by the thread that hashes it, on one processor, since the others are busy.
 """
 
 from __future__ import annotations
@@ -56,14 +58,17 @@ Final = Callable[[int], int]
 
 def pieces(fs: Fs, fd: int, read: Read | None = None, final: Final | None = None) -> Generator[Piece, None, None]:
     """A file's content from its start to its end. ECANCELED when the process is about to end."""
+    if read is None and final is not None:
+        yield from _pieces_at_hand(fs, fd, final)
+        return
     buffers: list[memoryview] = []
     coming: deque[Future[Piece | None]] = deque()
     reads, most_ahead = (1, _AHEAD) if read is None else (_READS, _READS_AHEAD)
     read = read or fs.read_into
     with ThreadPoolExecutor(reads, thread_name_prefix=f"{threading.current_thread().name}-read") as ahead:
         for number, (at, size, is_hole) in enumerate(_steps(fs, fd, final)):
-            if len(buffers) <= most_ahead + _BEHIND:  # aligned to pages, as direct reads need
-                buffers.append(memoryview(mmap.mmap(-1, BUFFER_BYTES)))
+            if len(buffers) <= most_ahead + _BEHIND:
+                buffers.append(_buffer())
             buffer = None if is_hole else buffers[number % (most_ahead + _BEHIND + 1)]
             coming.append(ahead.submit(_piece, read, fd, buffer, at, size))
             if len(coming) > most_ahead:
@@ -74,6 +79,25 @@ def pieces(fs: Fs, fd: int, read: Read | None = None, final: Final | None = None
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         while coming and (piece := coming.popleft().result()) is not None:
             yield piece
+
+
+def _pieces_at_hand(fs: Fs, fd: int, final: Final) -> Iterator[Piece]:
+    """As pieces, of a file that is in memory: each is read when it is asked for."""
+    buffers: list[memoryview] = []
+    for number, (at, size, is_hole) in enumerate(_steps(fs, fd, final)):
+        if len(buffers) <= _BEHIND:
+            buffers.append(_buffer())
+        buffer = None if is_hole else buffers[number % (_BEHIND + 1)]
+        if (piece := _piece(fs.read_into, fd, buffer, at, size)) is None:
+            return
+        yield piece
+        if fs.interrupted:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+
+
+def _buffer() -> memoryview:
+    """Room for a piece, aligned to pages, as direct reads need."""
+    return memoryview(mmap.mmap(-1, BUFFER_BYTES))
 
 
 def _steps(fs: Fs, fd: int, final: Final | None) -> Iterator[tuple[int, int, bool]]:
@@ -148,7 +172,7 @@ def content(
     copy: called with each piece, in order, in a thread of its own; told: with the number of bytes done so far. final:
     where the file is being written meanwhile, in order. Raises OSError.
     """
-    hasher = digests.Hasher()
+    hasher = digests.Hasher(parallel=final is None)
     cutter = Cutter(average or blockmap.average_of(fs.stat_fd(fd).st_size)) if blocks else None
     size, name = 0, threading.current_thread().name
     working: deque[tuple[int, list[Future[None]]]] = deque()
@@ -164,17 +188,16 @@ def content(
 
     with (
         contextlib.closing(pieces(fs, fd, read, final)) as found,
-        ThreadPoolExecutor(1, thread_name_prefix=f"{name}-hash") as hashing,
         ThreadPoolExecutor(1, thread_name_prefix=f"{name}-blocks") as cutting,
         ThreadPoolExecutor(1, thread_name_prefix=f"{name}-copy") as copying,
     ):
         for piece in found:
             jobs = [cutting.submit(_cut, cutter, piece)] if cutter is not None else []
-            if piece.data is not None:
-                jobs.append(hashing.submit(hasher.update, piece.data))
             if copy is not None:
                 jobs.append(copying.submit(copy, piece))
-            if piece.data is None:
+            if piece.data is not None:
+                hasher.update(piece.data)
+            else:
                 wait(0)
                 _hash_hole(fs, hasher, piece, told)
             size = piece.at + piece.size

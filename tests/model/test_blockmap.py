@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +48,19 @@ def test_a_map_covers_its_content_however_it_is_fed(data: bytes, steps: list[int
     assert all(digests.of(data[block.at : block.end]) == block.digest for block in found)
     assert all(0 < block.size <= BLOCK_MAX for block in found)
     assert blockmap.decode(found.encode()) == found
+
+
+def test_cutting_takes_no_new_memory_for_each_piece() -> None:
+    """Section 9: each page that a process gets anew costs as much processor time as to cut or to hash one."""
+    cutter, piece = Cutter(64 << 10), random.Random(1).randbytes(2 << 20)
+    cutter.data(piece)
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            cutter.data(piece)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 10
+    finally:
+        tracemalloc.stop()
 
 
 @given(contents(), st.integers(0, 10_000), st.integers(0, 255))
