@@ -51,6 +51,7 @@ QUESTIONS: dict[str, Callable[[Journal], object]] = {
     "the deliveries that failed": lambda j: list(j.deliveries.select(SOURCE, status=Status.FAILED)),
     "views that are behind": lambda j: j.versions.unshown(SOURCE, 100),
     "the large versions of one size": lambda j: j.versions.of_size(SOURCE, 8 << 20, 16),
+    "the names of a file": lambda j: j.versions.names_of(SOURCE, 77),
     "one key": lambda j: j.versions.look_up(SOURCE, [b"d7/f7"]),
 }
 
@@ -72,7 +73,7 @@ def test_the_journal_answers_without_going_through_a_bucket(question: str) -> No
             journal.versions.add_shown(
                 SOURCE,
                 [
-                    (_delivered(d, f, done), View(1, 1, 1, 1, shown=f"{d}-{f}"))
+                    (_delivered(d, f, done), View(10 * d + f, 1, 1, 1, shown=f"{d}-{f}"))
                     for d in range(directories)
                     for f in range(10)
                 ],
