@@ -27,7 +27,7 @@ class Listed:
     """A version or marker as a store has it.
 
     is_whole: the stored content matches digest. completed: destinations to which it is COMPLETED by its own record.
-    was_unread: it was there before, and its record could not be read then.
+    is_unread: its record is lost, or cannot be read, so that its name alone is known.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Listed:
     is_marker: bool = False
     is_whole: bool = True
     completed: frozenset[str] = frozenset()
-    was_unread: bool = False
+    is_unread: bool = False
 
     @property
     def order(self) -> tuple[int, str]:
@@ -163,10 +163,10 @@ def _replicas(listing: Listing, overwritten: Collection[str]) -> Iterable[Violat
             continue
         for other in sorted(each.completed):
             replica = there.get((other, key, version_id))
-            if replica is None or not (replica.is_whole or replica.digest in overwritten):
+            if replica is None or not (replica.is_whole or replica.is_unread or replica.digest in overwritten):
                 what = f"{version_id} is {'not in' if replica is None else 'damaged in'} {other}"
                 yield Violation(Kind.UNREPLICATED, bucket, key, what)
-        source = there.get((each.maker, key, version_id)) if each.maker != bucket else None
+        source = there.get((each.maker, key, version_id)) if each.maker not in (bucket, "") else None
         has_record = source is not None and (source.is_marker or source.digest)  # a user of a linked file may remove it
         if (
             source
@@ -184,7 +184,7 @@ def _replicas(listing: Listing, overwritten: Collection[str]) -> Iterable[Violat
 def _damaged(listing: Listing, overwritten: Collection[str]) -> Iterable[Violation]:
     for bucket, versions in listing.items():
         for each in versions:
-            if not each.is_whole and each.digest not in overwritten:
+            if not (each.is_whole or each.is_unread) and each.digest not in overwritten:
                 yield Violation(Kind.DAMAGED, bucket, each.key, f"{each.id} {each.digest[:12]}")
 
 
@@ -201,8 +201,7 @@ def _backdated(before: Listing, after: Listing) -> Iterable[Violation]:
         known = {(each.key, each.id) for each in versions}
         newest = max((each.order for each in versions if each.maker == bucket and each.id != NULL), default=(0, ""))
         for each in after[bucket]:
-            is_seen = (each.key, each.id) in known or each.was_unread
-            is_new = not is_seen and each.maker == bucket and each.id != NULL
+            is_new = (each.key, each.id) not in known and each.maker == bucket and each.id != NULL
             if is_new and each.order < newest:
                 yield Violation(Kind.BACKDATED, bucket, each.key, f"{each.id} is older than {newest[1]}")
 
@@ -210,7 +209,7 @@ def _backdated(before: Listing, after: Listing) -> Iterable[Violation]:
 def _mixed(listing: Listing, contents: Collection[str]) -> Iterable[Violation]:
     for bucket, versions in listing.items():
         for each in versions:
-            is_content = not each.is_marker and not each.key.endswith("/")  # a directory has none
+            is_content = not (each.is_marker or each.is_unread or each.key.endswith("/"))  # a directory has none
             if is_content and each.digest not in contents and each.digest != EMPTY:
                 yield Violation(Kind.MIXED, bucket, each.key, f"{each.id} {each.digest[:12]}")
 

@@ -25,7 +25,6 @@ class Stores:
         self._disks = Disks(reading.load(site.root / FILE))
         self._whole: set[tuple[str, bytes, str, bytes]] = set()
         self._last: dict[tuple[str, str, str], Listed] = {}
-        self._unread: set[tuple[str, str, str]] = set()
 
     def read(self, buckets: tuple[str, ...], *, again: bool = False) -> Listing:
         """The versions and markers of these buckets. again: all content is read, not only what is new."""
@@ -35,27 +34,27 @@ class Stores:
         for address in buckets:
             with self._disks.bucket(address).open() as bucket:
                 out[address] = list(self._all(bucket))
-            self._last |= {(address, each.key, each.id): each for each in out[address]}
+            self._last |= {(address, each.key, each.id): each for each in out[address] if not each.is_unread}
         return out
 
     def _all(self, bucket: OpenBucket) -> Iterator[Listed]:
-        """All versions. One whose record is another version's is as it was last, and damaged.
+        """All versions. One whose record is lost, or is another version's, is as it was last, and damaged.
 
-        Where views are stored files, users write such a record, with `cp -a` for instance, and the daemon repairs it.
+        Where views are stored files, users remove and write records, with `cp -a` for instance, and the daemon repairs
+        them. Of one that was never read before, nothing is known but its name until then.
         """
         for path, fd, found in versions.walk(bucket):
             for name, stored in found:
                 key = keys.join(path, stored.name)
                 try:
-                    yield self._listed(bucket, versions.read_stored(bucket, fd, key, stored, name))
+                    version = versions.read_stored(bucket, fd, key, stored, name)
+                    yield self._listed(bucket, versions.ensure_whole(version))
                 except StoreDamaged:
                     last = self._last.get((bucket.address, os.fsdecode(key), stored.id))
                     if last is None and bucket.bucket.sharing != "link":
                         raise
-                    if last is not None:
-                        yield replace(last, is_whole=False)
-                    else:
-                        self._unread.add((bucket.address, os.fsdecode(key), stored.id))
+                    last = last or Listed(os.fsdecode(key), stored.id, 0, "", "", stored.marker, is_unread=True)
+                    yield replace(last, is_whole=False)
 
     def _listed(self, bucket: OpenBucket, version: Version) -> Listed:
         completed = (other for other, each in version.deliveries.items() if each.status is Status.COMPLETED)
@@ -69,7 +68,6 @@ class Stores:
             version.marker,
             self._is_whole(bucket, version),
             frozenset(completed),
-            (bucket.address, os.fsdecode(version.key), version.id) in self._unread,
         )
 
     def _is_whole(self, bucket: OpenBucket, version: Version) -> bool:

@@ -132,7 +132,19 @@ def test_at_rest_every_content_is_everywhere_and_markers_where_they_were_due() -
     assert out_of_step({EAST: (ONE, TWO, unsent), WEST: (ONE, TWO)}, both) == []
 
 
+UNREAD = Listed("k", ONE.id, 0, "", "", is_whole=False, is_unread=True)
+
+
 def test_a_version_whose_record_could_not_be_read_before_is_not_backdated() -> None:
     """Where files are linked, a user may have written another version's record over it; it is repaired later."""
     assert kinds(history(ONE, TWO, before=(TWO,))) == {Kind.BACKDATED}
-    assert kinds(history(replace(ONE, was_unread=True), TWO, before=(TWO,))) == set()
+    assert kinds(history(ONE, TWO, before=(UNREAD, TWO))) == set()
+
+
+def test_a_version_whose_record_cannot_be_read_is_there() -> None:
+    """Its name is, and so its source may say that it is COMPLETED; of content and order nothing is known."""
+    there = (UNREAD, replace(TWO, completed=frozenset()))
+    assert kinds(history(ONE, TWO, replicas=there)) == set()
+    assert out_of_step({EAST: (ONE, TWO), WEST: there}, {EAST: (WEST,), WEST: (EAST,)}) == []
+    assert kinds(history(ONE, TWO, before=(replace(ONE, key="other"),), replicas=there)) == {Kind.GONE}
+    assert kinds(history(UNREAD, TWO)) == {Kind.LOST}
