@@ -131,7 +131,7 @@ class Attaching(Region):
             return bool(state.stale[intent.key].intent)
 
         intents = [intent.key for _, group in read_intents(bucket) for intent in group]
-        following.look_before_showing(self, state, bucket, intents)
+        following.look_before_recovery(self, state, bucket, intents)
         act.tell_again(self, bucket)
         left = recover.finish(bucket, engine.journal, engine.settings.capture.open_quiet_s, mark_stale)
         refetch.resume(state, left.fetched)

@@ -193,7 +193,9 @@ def _finish_directory(
     if found.status is not None and found.occupant is Occupant.FILE:
         if current.marker and (was is None or not was.has_content_of(found.status)):
             return show.UserChanged()  # made since
-        if was is None and not directories.is_made(bucket, intent.key[:-1]) and not _shows(bucket, current):
+        path = intent.key[:-1]
+        is_daemons = directories.is_made(bucket, path) or directories.is_changing(bucket, path)
+        if was is None and not is_daemons and not _shows(bucket, current):
             return show.UserChanged()
     outcome = show.show_directory(bucket, current, was, surely=True)
     if isinstance(outcome, show.Shown):

@@ -259,6 +259,19 @@ def is_made(bucket: OpenBucket, path: bytes) -> bool:
         return False
 
 
+def is_changing(bucket: OpenBucket, path: bytes) -> bool:
+    """After a crash: whether a directory that replication made may be half changed to show a version of its own.
+
+    It is no longer marked as made then, and has no more rights yet than it was given when it was.
+    """
+    try:
+        known, fd = replicated(bucket, path), bucket.views.get(path)
+        is_same = known.made == bucket.fs.stat_fd(fd).st_ino
+        return is_same and known.given is not None and not rights_of(bucket, fd).mode & ~known.given.mode
+    except OSError:
+        return False
+
+
 def adopt(bucket: OpenBucket, path: bytes) -> None:
     """Count a directory as made for the files below it, with its present permissions. Raises OSError."""
     at, fd = bucket.stored_directory(path), bucket.views.get(path)

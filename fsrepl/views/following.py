@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
+from fsrepl.model.version import Origin
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.mailbox import LookAtDirectories
 from fsrepl.region.region import Region
+from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.views import directories, narrowing, resting
 
@@ -47,6 +49,35 @@ def look_before_showing(region: Region, state: BucketState, bucket: OpenBucket, 
     paths = directories.with_parents(keys.split(key)[0] for key in found)
     if paths:
         look(region, state, bucket, paths, set())
+
+
+def look_before_recovery(region: Region, state: BucketState, bucket: OpenBucket, found: Iterable[bytes]) -> None:
+    """The same after a crash, for keys of intents. Directories that are made for replicas get a record first, as in a
+    delivery: without one they would be taken for their users'. While a source is away, they are the daemon's alone.
+    """
+    wanted = list(found)
+    look_before_showing(region, state, bucket, wanted)
+    by_source: dict[str, list[bytes]] = {}
+    for key, known in region.engine.journal.versions.look_up(bucket.address, wanted).items():
+        with contextlib.suppress(StoreDamaged):
+            version = None if known.marker else versions.read(bucket, key, known.id, marker=False)
+            if version is not None and version.origin is Origin.REPLICA:
+                by_source.setdefault(version.source, []).append(keys.place(key)[0])
+    for address, paths in by_source.items():
+        with contextlib.ExitStack() as closing:
+            sources: dict[str, directories.RightsAt] = {address: _unknown}
+            with contextlib.suppress(FsreplError):
+                sources = directories.readers(
+                    {address: closing.enter_context(region.engine.site.bucket(address).open())}
+                )
+            follower = directories.Follower(bucket, sources, narrowing.Narrower(region.engine, bucket))
+            for path in paths:
+                with contextlib.suppress(OSError):  # then the view is shown later, and its directory looked at again
+                    follower.before_showing(path)
+
+
+def _unknown(path: bytes) -> None:
+    """The rights of directories at a source that is away."""
 
 
 def look(

@@ -15,7 +15,8 @@ from fsrepl.commands import status, why
 from fsrepl.daemon import live
 from fsrepl.model.address import Address
 from fsrepl.model.version import Kind, Status
-from fsrepl.views import obstacles, stale
+from fsrepl.storage.intents import Intent, write_intents
+from fsrepl.views import directories, obstacles, stale
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
 from tests.waiting import until
@@ -521,3 +522,57 @@ def test_a_deleted_directory_that_was_emptied_goes_after_a_crash(
         world.settle()
         assert folders(world, SOURCE) == folders(world, DESTINATION) == {}
         world.stays_quiet()
+
+
+def test_a_made_directory_that_becomes_an_object_is_no_users_after_any_crash(memory: Path) -> None:
+    """G5, G7: replication made a directory for a file below it, as narrow as it can be while nothing is known of its
+    source; then its own version is shown. A start that is cut there at any change leaves half of that to the next."""
+    for calls, world in worlds(memory, trees=True):
+        world.path("d").mkdir(mode=0o751)
+        world.write("d/f", b"data")
+        os.setxattr(world.path("d"), "user.note", b"value")
+        world.settle()
+        version = world.current("d/", DESTINATION)
+        with world.engine.site.bucket(DESTINATION).open() as bucket:
+            world.path("d", DESTINATION).chmod(0o700)
+            os.removexattr(world.path("d", DESTINATION), "user.note")
+            directories.adopt(bucket, b"d")
+            write_intents(bucket, [Intent(b"d/", version.id, None)])
+        fs = DyingFs(calls)
+        with contextlib.suppress(PowerCut):
+            world.restart(fs=fs, without_journal=True)
+            world.settle()
+        world.restart(without_journal=True)
+        world.settle()
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE), f"cut at {calls}, in {fs.died_in}"
+        assert world.ids(DESTINATION) == world.ids(SOURCE), f"cut at {calls}, in {fs.died_in}"
+        if not fs.died:
+            return
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_directory_that_recovery_makes_for_a_replica_is_no_users(memory: Path, is_away: bool) -> None:
+    """G5, G7: a crash came before the first view of a delivery was shown. The file is shown first, and its directory is
+    made for it; then comes the directory's own version."""
+    with World(memory / "w", trees=True) as world:
+        world.write("d/f", b"data")
+        world.path("d").chmod(0o751)
+        world.settle()
+        ids = [world.current(key, DESTINATION).id for key in ("d/f", "d/")]
+        shutil.rmtree(world.path("d", DESTINATION))
+        store = world.path(".fsrepl/versions/d", DESTINATION)
+        os.removexattr(store, "user.fsrepl.replicated")
+        with world.engine.site.bucket(DESTINATION).open() as bucket:
+            for key, version_id in zip((b"d/f", b"d/"), ids, strict=True):
+                write_intents(bucket, [Intent(key, version_id, None)])
+        if is_away:
+            world.away("east")
+        world.restart(without_journal=True)
+        world.settle()
+        if is_away:
+            world.back("east")
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+        assert world.ids(DESTINATION) == world.ids(SOURCE)
+        assert world.tree(DESTINATION) == {"d/f": b"data"}
