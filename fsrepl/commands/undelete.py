@@ -216,7 +216,7 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
         match outcome:
             case show.Shown(view, left):
                 if left:
-                    shared_record.repair_left(engine.journal, engine.recent, state, bucket, version.key, left)
+                    shared_record.repair_left(engine, state, bucket, version.key, left)
                 shown.append((version, view))
             case show.NotShown(why, conflict):
                 stale.mark_stale(region, state, version.key, why, conflict=conflict, bucket=bucket, was=was)

@@ -135,7 +135,6 @@ class Attaching(Region):
         act.tell_again(self, bucket)
         left = recover.finish(bucket, engine.journal, engine.settings.capture.open_quiet_s, mark_stale)
         refetch.resume(state, left.fetched)
-        state.damaged += [Damaged(address, *each) for each in left.overwritten]
         thresholds.untrack(engine, address)
         ignore_in_git(bucket.fs, bucket.meta)
         barrier.watch_barrier(self, state, bucket)

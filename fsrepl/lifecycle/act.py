@@ -263,9 +263,7 @@ class ActionGroup:
             if (hidden := gone.get(marker.key)) is None:
                 stale.show_current(self.region, self.state, self.bucket, marker.key)
             elif hidden.left:
-                shared_record.repair_left(
-                    self.journal, self.engine.recent, self.state, self.bucket, marker.key, hidden.left, hidden.record
-                )
+                shared_record.repair_left(self.engine, self.state, self.bucket, marker.key, hidden.left, hidden.record)
 
     # -- removal for good
 

@@ -20,7 +20,17 @@ from fsrepl.storage.fs import LASTING
 from fsrepl.storage.intents import Act, drop_intents, read_intents
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.view_file import open_view_if_there
-from fsrepl.views import directories, displaced, folders, link_groups, show, stage, view_metadata, writable
+from fsrepl.views import (
+    directories,
+    displaced,
+    folders,
+    link_groups,
+    overwritten,
+    show,
+    stage,
+    view_metadata,
+    writable,
+)
 from fsrepl.views.decide import Answer, Found, Occupant, decide_view
 
 log = logging.getLogger("fsrepl")
@@ -29,13 +39,12 @@ log = logging.getLogger("fsrepl")
 class Left(Struct, frozen=True):
     """What recovery leaves to the daemon.
 
-    fetched: the versions still to be fetched again, each with the name of the intent that records it. overtaken: see
-    views/displaced.py. overwritten: keys and ids of versions whose own files users may have written into.
+    fetched: the versions that are to be looked at, and fetched again where they are not whole, each with the name of
+    the intent that records it. overtaken: see views/displaced.py.
     """
 
     fetched: dict[tuple[bytes, str], bytes]
     overtaken: list[displaced.Overtaken]
-    overwritten: list[tuple[bytes, str]]
 
 
 def finish(
@@ -54,7 +63,6 @@ def finish(
     kept: set[bytes] = set()
     still_stale: set[bytes] = set()
     fetched: dict[tuple[bytes, str], bytes] = {}
-    overwritten: list[tuple[bytes, str]] = []
     for intent in intents:
         _finish_removal(bucket, journal, intent.key)
     overtaken = displaced.clear(bucket, journal, quiet_s, intents)
@@ -67,7 +75,7 @@ def finish(
         if intent.act in (Act.FETCH, Act.REMOVE):
             continue
         outcome = _finish_one(bucket, journal, intent)
-        overwritten += _overwritten(bucket, intent)
+        fetched |= {at: overwritten.write(bucket, at) for at in _overwritten(bucket, intent) if at not in fetched}
         if isinstance(outcome, show.NotShown):
             still_stale.add(intent.key)
             if not mark_stale(intent, outcome):
@@ -80,7 +88,7 @@ def finish(
         for name, group in files:
             if name not in fetched.values() and not any(intent.key in kept for intent in group):
                 drop_intents(bucket, name)
-    return Left(fetched, overtaken, overwritten)
+    return Left(fetched, overtaken)
 
 
 def _overwritten(bucket: OpenBucket, intent: intents.Intent) -> list[tuple[bytes, str]]:

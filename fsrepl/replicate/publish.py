@@ -9,7 +9,7 @@ from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.model.version import Kind, Status, Version
 from fsrepl.model.view import View
-from fsrepl.region.bucket_state import BucketState, Damaged
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
 from fsrepl.replicate.destination import Destination
 from fsrepl.replicate.draft import StagedReplica
@@ -24,6 +24,7 @@ from fsrepl.views import (
     link_groups,
     narrowing,
     obstacles,
+    overwritten,
     relinking,
     resting,
     rotten,
@@ -162,6 +163,7 @@ def _shown(
     changed: set[bytes] = set()
     emptied: set[bytes] = set()
     all_left: list[tuple[bytes, str, Version | None]] = []
+    all_overwritten: list[overwritten.At] = []
     for item in _in_order(items):
         assert item.replica is not None
         assert item.staged is not None
@@ -177,7 +179,7 @@ def _shown(
         match outcome:
             case show.Shown(view, left, record):
                 if outcome.is_overwritten:
-                    state.damaged.append(Damaged(bucket.address, key, left))
+                    all_overwritten.append((key, left))
                 elif left:
                     all_left.append((key, left, record))
                 seen.append((item.replica, view))
@@ -195,7 +197,8 @@ def _shown(
                 )
                 stale.recapture(region, state, key)
     _leave(bucket, emptied)
-    shared_record.repair_all_left(region.engine.journal, region.engine.recent, state, bucket, all_left)
+    shared_record.repair_all_left(region.engine, state, bucket, all_left)
+    overwritten.note(region.engine.syncer, state, bucket, all_overwritten)
     for path in changed if links is not None else ():
         resting.note(state, path, changed=True)
     if links is not None:  # a view that another one was linked to may be a file of its own since

@@ -21,12 +21,12 @@ from fsrepl.model.version import NO_SHORTFALL, NULL, Posix, Version, Versioning
 from fsrepl.region.bucket_state import BucketState, Overwritten
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
-from fsrepl.storage import copying, intents, placed, publishing, records, sharing, staging, versions
+from fsrepl.storage import copying, placed, publishing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_FILE
 from fsrepl.storage.journal.rows import Object, traits_of
 from fsrepl.storage.view_file import open_view_if_there
-from fsrepl.views import shared_record, show, stage, stale
+from fsrepl.views import overwritten, shared_record, show, stage, stale
 from fsrepl.views.decide import Leaving, Left, decide_left
 
 log = logging.getLogger("fsrepl")
@@ -174,8 +174,8 @@ def _make_private(region: Region, bucket: OpenBucket, key: bytes, version_id: st
     """Make a version's file private, unless it has lost its record: then the version, as far as it can be recovered."""
     lost = _without_record(region, bucket, key, version_id)
     if lost is None:
-        state, engine = region.states[bucket.address], region.engine
-        shared_record.repair_left(engine.journal, engine.recent, state, bucket, key, version_id)
+        state = region.states[bucket.address]
+        shared_record.repair_left(region.engine, state, bucket, key, version_id)
         versions.make_private(bucket, key, version_id)
     return lost
 
@@ -250,9 +250,7 @@ def destroyed_in_tier(region: Region, state: BucketState, bucket: OpenBucket, ve
     at = version.key, version.id
     if at in state.overwritten or version.place is None or version.place.is_archived:
         return
-    intent = intents.write_intents(bucket, [intents.Intent(version.key, version.id, None, intents.Act.FETCH)])
-    region.engine.syncer.staged(bucket, [(bucket.intents, intent)])
-    state.overwritten[at] = Overwritten(intent)
+    overwritten.note(region.engine.syncer, state, bucket, [at])
     log.error(
         'destroyed bucket=%s key="%s" version=%s: its content in tier %s was written into through its view; it is '
         "fetched again from a bucket that has it",
@@ -308,9 +306,8 @@ def _detach(region: Region, state: BucketState, bucket: OpenBucket, version: Ver
     name: a copy of its file, in tmp.
     """
     at = version.key, version.id
-    if (overwritten := state.overwritten.get(at)) is None:
-        intent = intents.write_intents(bucket, [intents.Intent(version.key, version.id, None, intents.Act.FETCH)])
-        overwritten = Overwritten(intent)
+    if (noted := state.overwritten.get(at)) is None:
+        noted = Overwritten(overwritten.write(bucket, at))
     if versions.has_lost_record(version):
         staged = versions.Staged(version, name, sidecar=False)
     else:
@@ -322,8 +319,8 @@ def _detach(region: Region, state: BucketState, bucket: OpenBucket, version: Ver
         finally:
             bucket.fs.close(fd)
         staged = versions.stage_copy(bucket, name, version)
-    publishing.publish(region.engine.syncer, bucket, [staged], also=[(bucket.intents, overwritten.intent)])
-    state.overwritten[at] = overwritten
+    publishing.publish(region.engine.syncer, bucket, [staged], also=[(bucket.intents, noted.intent)])
+    state.overwritten[at] = noted
     log.error(
         'destroyed bucket=%s key="%s" version=%s: its view, a hard link to it, was written into; '
         "it is fetched again from a bucket that has it",

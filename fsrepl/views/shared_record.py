@@ -16,12 +16,14 @@ from msgspec.structs import replace
 from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import DeliveryRecord, Status, Version
-from fsrepl.region.bucket_state import BucketState, Damaged
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.recent import Recent
+from fsrepl.region.runtime import Runtime
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Delivery
+from fsrepl.views import overwritten
 
 log = logging.getLogger("fsrepl")
 
@@ -87,39 +89,40 @@ def _indexed(old: DeliveryRecord | None, delivery: Delivery, version: Version) -
 
 
 def repair_left(
-    journal: Journal, recent: Recent, state: BucketState, bucket: OpenBucket, key: bytes, version_id: str,
+    engine: Runtime, state: BucketState, bucket: OpenBucket, key: bytes, version_id: str,
     record: Version | None = None,
 ) -> None:  # fmt: skip
-    """Repair the record of a version whose view is gone. A lost record is reported now: nothing leads to it later.
+    """Repair the record of a version whose view is gone. A lost record is noted now: nothing leads to it later.
 
     record: what its record says, where that is known.
     """
-    repair_all_left(journal, recent, state, bucket, [(key, version_id, record)])
+    repair_all_left(engine, state, bucket, [(key, version_id, record)])
 
 
 def repair_all_left(
-    journal: Journal, recent: Recent, state: BucketState, bucket: OpenBucket,
-    left: Iterable[tuple[bytes, str, Version | None]],
-) -> None:  # fmt: skip
+    engine: Runtime, state: BucketState, bucket: OpenBucket, left: Iterable[tuple[bytes, str, Version | None]]
+) -> None:
     """The same for many: key, version id and record of each."""
     found: list[Version] = []
+    lost: list[overwritten.At] = []
     for key, version_id, record in left:
-        with _reported(state, bucket, key, version_id):
+        with _reported(lost, bucket, (key, version_id)):
             version = record or versions.read(bucket, key, version_id, marker=False)
             if version is not None:
                 found.append(versions.ensure_whole(version))
-    for version, known in zip(found, _recorded(journal, recent, bucket.address, found), strict=True):
+    for version, known in zip(found, _recorded(engine.journal, engine.recent, bucket.address, found), strict=True):
         if known is not version:
-            with _reported(state, bucket, version.key, version.id):
-                _repair(recent, bucket, version, known)
+            with _reported(lost, bucket, (version.key, version.id)):
+                _repair(engine.recent, bucket, version, known)
+    overwritten.note(engine.syncer, state, bucket, lost)
 
 
 @contextlib.contextmanager
-def _reported(state: BucketState, bucket: OpenBucket, key: bytes, version_id: str) -> Iterator[None]:
-    """A context in which a fault concerns one version alone."""
+def _reported(lost: list[overwritten.At], bucket: OpenBucket, at: overwritten.At) -> Iterator[None]:
+    """A context in which a fault concerns one version alone. lost: gets it where its record is lost."""
     try:
         yield
     except StoreDamaged:
-        state.damaged.append(Damaged(bucket.address, key, version_id))
+        lost.append(at)
     except OSError as error:
-        log.warning('not repaired bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
+        log.warning('not repaired bucket=%s key="%s": %s', bucket.address, keys.shown(at[0]), reason(error))

@@ -14,14 +14,14 @@ import time
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.view import View
-from fsrepl.region.bucket_state import BucketState, Damaged, StaleView
+from fsrepl.region.bucket_state import BucketState, StaleView
 from fsrepl.region.change_queue import ARRIVED
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import TOO_MANY_FILES
 from fsrepl.storage.intents import CURRENT, Intended, Intent, drop_intents, intend
-from fsrepl.views import folders, following, link_groups, relinking, shared_record, show, stage
+from fsrepl.views import folders, following, link_groups, overwritten, relinking, shared_record, show, stage
 
 log = logging.getLogger("fsrepl")
 
@@ -139,9 +139,9 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
     match outcome:
         case show.Shown(view, left, record):
             if outcome.is_overwritten:
-                state.damaged.append(Damaged(address, key, left))
+                overwritten.note(region.engine.syncer, state, bucket, [(key, left)])
             elif left:
-                shared_record.repair_left(journal, region.engine.recent, state, bucket, key, left, record)
+                shared_record.repair_left(region.engine, state, bucket, key, left, record)
             with journal.transaction():
                 journal.versions.see(address, key, view)
                 links.showed(current, known.view, view)

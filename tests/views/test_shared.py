@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from fsrepl.errors import StoreDamaged
 from fsrepl.model.version import DeliveryRecord, Origin, Status, Version
 from fsrepl.region.change_queue import CLOSED
+from fsrepl.repair import refetch
 from fsrepl.replicate.group import DeliveryGroup
 from fsrepl.storage import listing, versions
 from fsrepl.storage.bucket import content_digest
@@ -619,11 +620,12 @@ def test_a_replica_with_an_obstacle_is_private_until_it_is_shown(tmp_path: Path)
         world.stays_quiet()
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
 def test_a_write_into_a_view_is_noticed_where_a_marker_overtakes_its_capture(
-    memory: Path, monkeypatch: pytest.MonkeyPatch
+    memory: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
 ) -> None:
     """Section 7: a user writes into a file and removes it while a marker for it is being delivered, after the delivery
-    has looked at the file: the destroyed version is fetched again."""
+    has looked at the file: the destroyed version is fetched again, also after a kill before its repair."""
     with World(memory / "w", replicate=False) as world:
         connect(world, SOURCE, DESTINATION)
         world.set_sharing(east="link", west="link")
@@ -637,10 +639,14 @@ def test_a_write_into_a_view_is_noticed_where_a_marker_overtakes_its_capture(
             world.unlink(key, DESTINATION)
         world.capture(DESTINATION)
         monkeypatch.setattr(DeliveryGroup, "_is_unlooked_at", lambda *_: False)  # it had looked before
+        if is_killed:
+            monkeypatch.setattr(refetch, "fetch_due", lambda region: False)
         for _ in range(3):
             world.region(SOURCE).turn()
         assert [version.origin for version in world.of("k")] == [Origin.REPLICA, Origin.USER]
         monkeypatch.undo()
+        if is_killed:
+            world.restart()
         for _ in range(2):
             world.settle()
         with world.engine.site.bucket(SOURCE).open() as opened:
@@ -677,3 +683,30 @@ def test_a_write_into_a_view_is_noticed_where_a_crash_keeps_its_marker(memory: P
             fd = versions.open_version(opened, b"k", first.id)
             assert content_digest(opened, fd) == first.digest, f"cut at {calls}, in {fs.died_in}"
             opened.fs.close(fd)
+
+
+def test_a_record_that_is_lost_when_its_view_goes_is_rebuilt_also_after_a_kill(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Section 5: a user removes the attributes of a view that is the stored file, and a newer version takes its place.
+    No later look leads to the file."""
+    with World(memory / "w") as world:
+        for number in range(20):
+            world.write(f"k{number}", WAS)
+        world.settle()
+        assert _is_linked(world, DESTINATION, "k7")
+        view = world.path("k7", DESTINATION)
+        for name in os.listxattr(view):
+            os.removexattr(view, name)
+        before = world.of("k7")[-1]
+        world.write("k7", IS)
+        world.look()
+        monkeypatch.setattr(refetch, "fetch_due", lambda region: False)
+        world.engine.run_until_idle()
+        monkeypatch.undo()
+        world.restart()
+        world.settle()
+        assert [(v.id, v.digest, v.created_ns) for v in world.of("k7", DESTINATION)][1:] == [
+            (before.id, before.digest, before.created_ns)
+        ]
+        assert world.leftovers(DESTINATION) == []
