@@ -153,7 +153,8 @@ def apply(
         is_removed=bool(known and known.view and (key, known.view.shown) in state.bucket.documents.removed),
         copy_again_in_s=state.copy_again_at_s.get(key, 0.0) - time.monotonic(),
     )  # fmt: skip
-    decision = judged()
+    is_gone = isinstance(seen, look.Missing) and known is not None and not known.marker and not is_stale
+    decision = judged(left=Left() if is_gone and hardlinks.is_apart(bucket, key, known) else None)
     if isinstance(decision, MakeLeftPrivate):
         decision = judged(left=Left(hardlinks.make_left_private(region, bucket, key, known, taken)))
     if isinstance(decision, AddVersion):
@@ -343,7 +344,9 @@ def _in_effect(
     """
     if not change.flags & FOUND or change.flags & (CLOSED | MOVED | ARRIVED):
         return None
-    written_ns = max(ctime_ns(), region.engine.journal.scanned_ns(change.address))
+    if state.scanned_ns is None:
+        state.scanned_ns = region.engine.journal.scanned_ns(change.address)
+    written_ns = max(ctime_ns(), state.scanned_ns)
     return {name for name, since in state.bucket.documents.since.items() if since.ctime_ns <= written_ns}
 
 

@@ -140,7 +140,7 @@ class Attaching(Region):
         barrier.watch_barrier(self, state, bucket)
         backfill.resume(self, state, bucket)
         state.was_scanned = self.engine.watcher is not None and engine.journal.scanned_ns(address) > 0
-        state.phase, state.why, state.unsettled = Phase.SCANNING, "", False
+        state.phase, state.why, state.unsettled, state.scanned_ns = Phase.SCANNING, "", False, None
         state.placing.begin_again()
         state.placing.swept.clear()
         state.placing.checks_links = True

@@ -263,7 +263,7 @@ class Worker(Attaching):
         if not in_hand and not self.changes.has_found(address):
             with self.engine.journal.transaction():
                 self.engine.journal.set_scanned(address, state.scan_began_ns)
-            state.scan_began_ns = 0
+            state.scanned_ns, state.scan_began_ns = state.scan_began_ns, 0
             for queue in self.queues.values():
                 if queue.destination == address:
                     queue.retry_now()  # deliveries that waited for the capture of a view

@@ -162,9 +162,9 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
         said = raw.get(VERSION_ID, stored.id.encode()).decode()
         if said != stored.id:
             raise StoreDamaged(f"the version stored as {stored.id} says that it is {said}")
-        origin = raw.get(ORIGIN, b"user").decode()
+        origin, source = _decode_origin(raw.get(ORIGIN, b"user"))
         place, size = _decode_place(raw[PLACE]) if PLACE in raw else (None, size)
-        others = {name: value for name, value in raw.items() if name not in _FIELDS}
+        others = {} if raw.keys() <= _FIELDS else {n: value for n, value in raw.items() if n not in _FIELDS}
         return Version(
             key=_key(raw[KEY], key) if KEY in raw else key,
             id=stored.id,
@@ -174,8 +174,8 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
             marker=stored.marker,
             size=0 if stored.marker else size,
             digest=bytes.fromhex(raw[BLAKE3].decode()) if BLAKE3 in raw else b"",
-            origin=Origin(origin.partition(":")[0]),
-            source=origin.partition(":")[2],
+            origin=origin,
+            source=source,
             storage_class=raw.get(STORAGE_CLASS, b"").decode(),
             posix=None if stored.marker else _decode_posix(raw[POSIX]) if POSIX in raw else inode,
             attrs=own(others) if others else {},
@@ -189,6 +189,12 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreDamaged(f"the attributes of version {stored.id} cannot be read: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _decode_origin(said: bytes) -> tuple[Origin, str]:
+    kind, _, source = said.decode().partition(":")
+    return Origin(kind), source
 
 
 def _key(said: bytes, key: bytes) -> bytes:

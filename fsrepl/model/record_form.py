@@ -95,6 +95,14 @@ def shown_of(version: Version) -> dict[str, bytes]:
     return shown(attributes.encode(version))
 
 
+def shown_beside(data: bytes) -> bytes | None:
+    """The value of RECORD that shown_of makes of a version with this whole record, in most cases; else None."""
+    usual = _USUAL_WHOLE.fullmatch(data)
+    if usual is None or usual[1] == NULL.encode() or keys.is_hidden(usual[7]):
+        return None
+    return data[1 : usual.end(5 if usual[5] else 4) + 1] + b"}"  # up to the posix field, whose values the inode has
+
+
 def shown(fields: Mapping[str, bytes]) -> dict[str, bytes]:
     """The same, of the fields of a record."""
     needless = {POSIX}

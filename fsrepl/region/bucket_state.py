@@ -168,6 +168,8 @@ class BucketState(Struct, eq=False):
     """Keys that a background worker is copying."""
     copy_again_at_s: dict[bytes, float] = field(default_factory=dict)
     """Keys whose copying took a while, and the time until which their next change waits."""
+    scanned_ns: int | None = None
+    """The start of the last scan that is recorded completely, as the journal has it; None where that was not asked."""
     new_names: dict[int, list[Version]] = field(default_factory=dict)
     """In a tree bucket, by inode number: new versions of the batch being captured whose files have several names."""
     resting: dict[bytes, Resting] = field(default_factory=dict)

@@ -307,11 +307,12 @@ def _show(file: File, fields: Mapping[str, bytes], home: Home) -> None:
     remove(bucket, file.fd, put_values(bucket, file.fd, changed, shared=True), shared=True)
 
 
-def show_again(file: File, version: Version) -> None:
+def show_again(file: File, seen: Seen, version: Version) -> None:
     """Show what is to be shown beside an inline record of a version, where its user has changed that."""
-    if inline_attribute(file.bucket) != attributes.RECORD:
-        shown = record_form.shown_of(version).items()
-        changed = {name: value for name, value in shown if file.bucket.fs.attribute(file.fd, name) != value}
+    if (inline_name := inline_attribute(file.bucket)) != attributes.RECORD:
+        beside = record_form.shown_beside(seen.on_file[inline_name])
+        shown = record_form.shown_of(version) if beside is None else {attributes.RECORD: beside}
+        changed = {name: value for name, value in shown.items() if file.bucket.fs.attribute(file.fd, name) != value}
         remove(file.bucket, file.fd, put_values(file.bucket, file.fd, changed, shared=True), shared=True)
 
 

@@ -250,7 +250,7 @@ def make_left_private(bucket: OpenBucket, key: bytes, version_id: str, view: int
             return None
         if not record_homes.is_private(bucket, file.found):
             if seen.home is Home.INLINE and attributes.POSIX in seen.fields:
-                record_homes.show_again(file, version)
+                record_homes.show_again(file, seen, version)
             else:
                 record_homes.write(file, file.look(), attributes.encode(version))
             _make_private(file, seen)

@@ -74,6 +74,15 @@ def overwritten_version(
     return _read(region, bucket, found)
 
 
+def is_apart(bucket: OpenBucket, key: bytes, known: Object | None) -> bool:
+    """Whether a view that is gone was a file of its own, and not that of the version that it showed: then it took
+    nothing along."""
+    if known is None or known.view is None or known.view.is_link or not known.view.shown or keys.is_directory(key):
+        return False
+    found = _stored(bucket, key, known.view.shown)
+    return found is None or found.st_ino != known.view.ino
+
+
 def _behind(bucket: OpenBucket, key: bytes, known: Object | None) -> At | None:
     """The version that the view last showed, if that was its file and has changed since.
 
