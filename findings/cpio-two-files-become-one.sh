@@ -5,9 +5,9 @@
 # The format that cpio writes unless told otherwise has 16 bits for the inode's number (`-H odc` 18), and cpio writes
 # the last 16 bits of it; a warning has to be asked for with `-W truncate`. A reader takes two names of one number for
 # hard links, so that the second file becomes another name of the first. Only files with several links are concerned,
-# so that most trees come back right, and it takes two numbers that agree: ext4 numbers inodes group by group, where
-# 65,536 apart is common, and in a tree with a thousand such files (a snapshot of hard links, a package manager's store)
-# it is likely. The manual calls the format obsolete, and names 2 GiB as its limit. `-H newc` has 32 bits, and
+# so that most trees come back right. ext4 numbers inodes by groups of blocks and spreads folders over these, so that
+# numbers a multiple of 65,536 apart are common in a large tree of such files (snapshots of hard links, the store of a
+# package manager). The manual calls the format obsolete, and names 2 GiB as its limit. `-H newc` has 32 bits, and
 # `--renumber-inodes` ends it for good.
 #
 # Exit status 0: behaves as described. 1: it no longer does. 77: no root, no loop device, or no packages here. Unpacks
