@@ -131,18 +131,22 @@ def _cloned(
 
 def _shared_digest(bucket: OpenBucket, fd: int, key: bytes, version_id: str) -> bytes:
     """The recorded digest of a stored version whose blocks are all those of an open file, and no others; else empty."""
-    with contextlib.suppress(OSError, StoreDamaged):
+    with contextlib.suppress(OSError, StoreDamaged), contextlib.ExitStack() as opened:
         at, name = bucket.stored_file(key, version_id)
-        other = bucket.fs.open_read(at, name)
-        try:
+        if (other := _open_stored(bucket, at, name, opened)) is not None:
             fields = record_homes.look(bucket, other, at, name, bucket.fs.stat_fd(other)).fields
             if shared_blocks.have_same(bucket.fs, fd, other):
-                return bytes.fromhex(fields[attributes.BLAKE3].decode())
-        except (KeyError, ValueError):
-            pass
-        finally:
-            bucket.fs.close(other)
+                with contextlib.suppress(KeyError, ValueError):
+                    return bytes.fromhex(fields[attributes.BLAKE3].decode())
     return b""
+
+
+def _open_stored(bucket: OpenBucket, at: int, name: bytes, opened: contextlib.ExitStack) -> int | None:
+    """A stored file, to be closed with `opened`; None where it has another name, as of a view: users can write into
+    that, so that it may not be as its record says any more. Raises OSError."""
+    fd = bucket.fs.open_read(at, name)
+    opened.callback(bucket.fs.close, fd)
+    return fd if bucket.fs.stat_fd(fd).st_nlink == 1 else None
 
 
 def _copied(

@@ -82,6 +82,23 @@ def test_what_differs_in_a_page_is_read(world: World, monkeypatch: pytest.Monkey
     assert len({version.digest for (version,) in world.history(SOURCE).values()}) == 3
 
 
+@mounts.only_root
+def test_a_view_that_is_the_stored_file_is_no_witness(world: World) -> None:
+    """Section 7: a write into such a view is noticed, although it shares all its blocks with the stored file."""
+    world.set_sharing(east="link")
+    world.write("k", content())
+    world.settle()
+    assert stored(world, "k").samefile(world.path("k"))
+    with world.path("k").open("r+b") as file:
+        file.seek(SIZE // 2)
+        file.write(b"x" * 5000)
+    for _ in range(3):  # the stored file is set free, and the file captured, which was copied a moment ago
+        world.settle()
+        world.state().copy_again_at_s.clear()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert world.path("k", DESTINATION).read_bytes()[SIZE // 2 :].startswith(b"x" * 5000)
+
+
 class Noting(Fs):
     """Notes which files are read and sent. first: called at the first read of a view, or before the first is sent."""
 
