@@ -80,14 +80,15 @@ class _Content(Struct, frozen=True):
 def take_copy(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int,
     *, same: bytes, held_open: bool, wait_exceeded: bool, lasting: bytes = b"",
-    alike: copying.Alike | None = None, progress: Callable[[int], None] | None = None,
+    alike: copying.Alike | None = None, before: copying.Before | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Taken:  # fmt: skip
     """Copy an open file. Raises SourceMoved where it changed meanwhile, or a writer opened it.
 
     same: the digest of its content, where that is known and need not be read. held_open: a program has it open for
     writing. wait_exceeded: it has been open for so long that it is copied even if it changes meanwhile.
     lasting: the name of the unfinished copy of a large file, which survives a crash. progress: called with the number
-    of bytes read. alike: see copying.copy_large.
+    of bytes read. alike, before: see copying.copy_large.
     """
     content = _content(
         bucket,
@@ -100,6 +101,7 @@ def take_copy(
         held_open=held_open,
         lasting=lasting,
         alike=alike,
+        before=before,
         progress=progress,
     )
     found, staged = content.found, content.staged
@@ -196,7 +198,7 @@ def _times(status: os.stat_result) -> tuple[int, int, int, int]:
 
 def _content(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None,
-    *, same: bytes, held_open: bool, lasting: bytes, alike: copying.Alike | None,
+    *, same: bytes, held_open: bool, lasting: bytes, alike: copying.Alike | None, before: copying.Before | None,
     progress: Callable[[int], None] | None,
 ) -> _Content:  # fmt: skip
     """The content of a file, by the cheapest way: known, compared, linked, read into memory, or copied."""
@@ -215,7 +217,7 @@ def _content(
     staged = staging.token()
     with bucket.fs.released():
         if lasting:
-            digest = copying.copy_large(bucket, fd, lasting, staged, progress, alike=alike)
+            digest = copying.copy_large(bucket, fd, lasting, staged, progress, alike=alike, before=before)
         else:
             digest = copying.copy_aside(bucket, fd, staged, progress)
     return _Content(found, bucket.fs.stat(bucket.tmp, staged).st_size, digest, staged=staged)

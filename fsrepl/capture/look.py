@@ -158,6 +158,7 @@ def look(
             wait_exceeded=wait_exceeded,
             lasting=staging.capture_name(change.key) if is_large else b"",
             alike=alike,
+            before=copying.Before(change.key, known.id, known.digest) if known and not known.marker else None,
             progress=progress,
         )
     except SourceMoved:

@@ -12,9 +12,10 @@ are neither read nor hashed. A map describes a content and no version: it can be
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -89,6 +90,23 @@ def decode(data: bytes) -> BlockMap | None:
     return found
 
 
+def unchanged_blocks(blocks: BlockMap, parts: Iterable[tuple[int, int]]) -> Iterator[Block]:
+    """The blocks that a content has in the same place as an earlier one, if these parts of it are unchanged: each with
+    its start and its end.
+
+    Where a block ends depends on its own bytes and the one after it, unless the content ends there, or a hole begins.
+    """
+    remaining = iter(parts)
+    start, end = next(remaining, (blocks.size, blocks.size))
+    for block, following in itertools.pairwise(blocks):
+        while end <= block.end:
+            if (part := next(remaining, None)) is None:
+                return
+            start, end = part
+        if start <= block.at and HOLE not in (block.digest, following.digest):
+            yield block
+
+
 def average_of(size: int) -> int:
     """The average size of the blocks of a content, by its size."""
     average = _AVERAGE_MIN
@@ -98,10 +116,18 @@ def average_of(size: int) -> int:
 
 
 class Cutter:
-    """Cuts a content into blocks while it is read from its start to its end."""
+    """Cuts a content into blocks while it is read from its start to its end.
 
-    def __init__(self, average: int) -> None:
+    known: blocks of the content in order, as unchanged_blocks gives them. One that begins where the one before ends is
+    neither cut nor hashed.
+    """
+
+    def __init__(self, average: int, known: Iterable[Block] = ()) -> None:
         self.average = average
+        self._known = iter(known)
+        self._next_known = next(self._known, None)
+        self._passed_over = 0
+        """So many of the next bytes belong to a known block."""
         self._most = 4 * average
         self._fastcdc = FastCDC(average, min_size=average // 2, max_size=self._most, normalized_chunking=1)
         self._rest = memoryview(bytearray(2 * self._most))
@@ -116,20 +142,39 @@ class Cutter:
         """The next bytes. They may change afterwards."""
         with memoryview(data) as view:
             at = self._finish_rest(view)
-            with view[at:] as left:
-                if left:
-                    self._hold(left[self._cut(left) :])
+            while at < len(view):
+                if not self._passed_over and self._begins_known():
+                    self._add_known()
+                if passed := min(self._passed_over, len(view) - at):
+                    self._passed_over -= passed
+                    at += passed
+                    continue
+                with view[at:] as left:
+                    at += (done := self._cut(left))
+                    if not self._begins_known():
+                        self._hold(left[done:])
+                        return
+
+    def _begins_known(self) -> bool:
+        """Whether a known block begins at the end of the latest one."""
+        while self._next_known is not None and self._next_known.at < self._size:
+            self._next_known = next(self._known, None)
+        return self._next_known is not None and self._next_known.at == self._size
+
+    def _add_known(self) -> None:
+        assert self._next_known is not None
+        self._passed_over = self._next_known.size
+        self._add(self._next_known.size, self._next_known.digest)
 
     def _finish_rest(self, view: memoryview) -> int:
-        """Cut the blocks that begin in the rest; where the first block after them begins in the new bytes."""
+        """Cut the block that begins in the rest, once its end is there; where the next one begins in the new bytes."""
         if not (before := self._held):
             return 0
         end = before + min(self._most, len(view))
         self._rest[before:end] = view[: end - before]
         with self._rest[:end] as joined:
-            done = self._cut(joined, until=before)
-            if done < before:  # its last block may go on after these bytes, which are then too few
-                self._hold(joined[done:])
+            if not (done := self._cut(joined, most=1)):
+                self._held = end
                 return len(view)
         self._held = 0
         return done - before
@@ -156,24 +201,25 @@ class Cutter:
             self._cut(rest, is_last=True)
         self._held = 0
 
-    def _cut(self, data: memoryview, *, until: int | None = None, is_last: bool = False) -> int:
-        """Cut blocks that begin before `until`, while their ends are known; where the next block begins.
+    def _cut(self, data: memoryview, *, most: int | None = None, is_last: bool = False) -> int:
+        """Cut blocks, while their ends are known and up to a known block; where the next block begins.
 
-        A block that ends with the data may go on after it, unless that is_last, or the block is as large as any.
+        A block that ends with the data may go on after it, unless that is_last, or the block is as large as any. most:
+        so many blocks.
         """
         done, size = 0, len(data)
         if not size:
             return done
         with data.toreadonly() as readable:
-            for chunk in self._fastcdc.cut_buf(readable):
+            for number, chunk in enumerate(self._fastcdc.cut_buf(readable), start=1):
                 with chunk.data as block:
                     end = chunk.offset + chunk.length
                     if end == size and not is_last and chunk.length < self._most:
                         break
-                    if until is not None and chunk.offset >= until:
-                        break
                     self._add(chunk.length, digests.of(block))
                 done = end
+                if number == most or self._begins_known():
+                    break
         return done
 
     def _add(self, size: int, digest: bytes) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from fsrepl.errors import StoreDamaged
-from fsrepl.model import attributes, digests
+from fsrepl.model import attributes, blockmap, digests
 from fsrepl.storage import blocks, hashing, record_homes, shared_blocks, staging
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
@@ -74,20 +75,29 @@ Alike = Callable[[int], Sequence[tuple[bytes, str]]]
 """The stored versions of a bucket with a size: key and id of each."""
 
 
+class Before(NamedTuple):
+    """The version that a key has when its file is captured again, with its BLAKE3."""
+
+    key: bytes
+    id: str
+    digest: bytes
+
+
 def copy_large(
     bucket: OpenBucket, fd: int, lasting: bytes, name: bytes, told: Callable[[int], None] | None = None,
-    *, alike: Alike | None = None,
+    *, alike: Alike | None = None, before: Before | None = None,
 ) -> bytes:  # fmt: skip
     """Copy a large open file to a name in .fsrepl/tmp, durably, and map it; the BLAKE3 of the copy.
 
     Until it is complete it has a lasting name. What an earlier try left there is compared with the file, and not
     written again. It is kept for the next try where the process ends, and removed after any other failure. A clone that
-    shares all of its blocks with a stored version is not read: it has that version's content. told: as in copy_aside.
-    alike: the versions that may have the content.
+    shares all of its blocks with a stored version is not read: it has that version's content. Of one that shares some
+    with the version before, only the others are cut. told: as in copy_aside. alike: the versions that may have the
+    content.
     """
     to, again = staging.open_lasting(bucket, lasting)
     try:
-        found = _cloned(bucket, to, fd, told, alike)
+        found = _cloned(bucket, to, fd, told, alike, before)
         if found is None and not again:
             found = _copied(bucket, to, lasting, fd, told)
         if found is None:
@@ -106,8 +116,9 @@ def copy_large(
 
 
 def _cloned(
-    bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None, alike: Alike | None
-) -> hashing.Hashed | None:
+    bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None, alike: Alike | None,
+    before: Before | None,
+) -> hashing.Hashed | None:  # fmt: skip
     if bucket.bucket.sharing == "private":
         return None
     try:
@@ -122,11 +133,14 @@ def _cloned(
     for key, version_id in alike(size) if alike is not None else ():
         if digest := _shared_digest(bucket, to, key, version_id):
             return hashing.Hashed(digest, size)
-    if shared_blocks.is_warmer(bucket.fs, fd, to) and shared_blocks.have_same(bucket.fs, fd, to):
-        found = hashing.content(bucket.fs, fd, blocks=True, told=told)
-        if found.size == size and shared_blocks.have_same(bucket.fs, fd, to):
-            return found
-    return hashing.content(bucket.fs, to, blocks=True, told=told)
+    with contextlib.ExitStack() as opened:
+        if shared_blocks.is_warmer(bucket.fs, fd, to) and shared_blocks.have_same(bucket.fs, fd, to):
+            known = _unchanged_blocks(bucket, to, before, opened)
+            found = hashing.content(bucket.fs, fd, blocks=True, told=told, known=known)
+            if found.size == size and shared_blocks.have_same(bucket.fs, fd, to):
+                return found
+        known = _unchanged_blocks(bucket, to, before, opened)
+        return hashing.content(bucket.fs, to, blocks=True, told=told, known=known)
 
 
 def _shared_digest(bucket: OpenBucket, fd: int, key: bytes, version_id: str) -> bytes:
@@ -141,9 +155,25 @@ def _shared_digest(bucket: OpenBucket, fd: int, key: bytes, version_id: str) -> 
     return b""
 
 
+def _unchanged_blocks(
+    bucket: OpenBucket, fd: int, before: Before | None, opened: contextlib.ExitStack
+) -> Iterable[blockmap.Block]:
+    """The blocks of an open file, in order, that lie where the stored version before has them; none where that is not
+    known. That version is closed with `opened`."""
+    if before is None or (found := blocks.read(bucket, before.digest)) is None:
+        return ()
+    if found.average != blockmap.average_of(bucket.fs.stat_fd(fd).st_size):
+        return ()
+    with contextlib.suppress(OSError):
+        other = _open_stored(bucket, *bucket.stored_file(before.key, before.id), opened)
+        if other is not None:
+            return blockmap.unchanged_blocks(found, shared_blocks.common_parts(bucket.fs, fd, other))
+    return ()
+
+
 def _open_stored(bucket: OpenBucket, at: int, name: bytes, opened: contextlib.ExitStack) -> int | None:
     """A stored file, to be closed with `opened`; None where it has another name, as of a view: users can write into
-    that, so that it may not be as its record says any more. Raises OSError."""
+    that, so that it may not be as its record and its map say any more. Raises OSError."""
     fd = bucket.fs.open_read(at, name)
     opened.callback(bucket.fs.close, fd)
     return fd if bucket.fs.stat_fd(fd).st_nlink == 1 else None

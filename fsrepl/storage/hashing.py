@@ -14,13 +14,13 @@ import mmap
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from msgspec import Struct
 
 from fsrepl.model import blockmap, digests
-from fsrepl.model.blockmap import BlockMap, Cutter
+from fsrepl.model.blockmap import Block, BlockMap, Cutter
 from fsrepl.storage.fs import Fs
 
 BUFFER_BYTES = 2 << 20
@@ -166,14 +166,16 @@ Copy = Callable[[Piece], None]
 def content(
     fs: Fs, fd: int, *, blocks: bool = False, average: int = 0, copy: Copy | None = None,
     told: Callable[[int], None] | None = None, read: Read | None = None, final: Final | None = None,
+    known: Iterable[Block] = (),
 ) -> Hashed:  # fmt: skip
     """Hash a file. blocks: cut it into blocks, too, of an average size or, with 0, of that which its size suggests.
 
-    copy: called with each piece, in order, in a thread of its own; told: with the number of bytes done so far. final:
-    where the file is being written meanwhile, in order. Raises OSError.
+    known: blocks that it is known to have: see Cutter. copy: called with each piece, in order, in a thread of its own;
+    told: with the number of bytes done so far. final: where the file is being written meanwhile, in order. Raises
+    OSError.
     """
     hasher = digests.Hasher(parallel=final is None)
-    cutter = Cutter(average or blockmap.average_of(fs.stat_fd(fd).st_size)) if blocks else None
+    cutter = Cutter(average or blockmap.average_of(fs.stat_fd(fd).st_size), known) if blocks else None
     size, name = 0, threading.current_thread().name
     working: deque[tuple[int, list[Future[None]]]] = deque()
 

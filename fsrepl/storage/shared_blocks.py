@@ -1,12 +1,13 @@
-"""Whether two files share all their blocks, as a reflink and what it was made of do: then they have the same content.
+"""Which blocks two files share, as a reflink and what it was made of do: there they have the same content.
 
-So the content of a clone may be read from the other file, where that one is in the page cache and the clone is not:
-each inode has a cache of its own. A write into either moves what it changes to other blocks.
+A write into either moves what it changes to other blocks. Where they share all of them, the content of a clone may be
+read from the other file, if that one is in the page cache and the clone is not: each inode has a cache of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 from fsrepl.storage.fs import UNSUPPORTED, Fs
 
@@ -25,6 +26,39 @@ def have_same(fs: Fs, fd: int, other: int) -> bool:
             return False
         raise
     return mine == others or _joined(mine) == _joined(others)
+
+
+def common_parts(fs: Fs, fd: int, other: int) -> Iterator[tuple[int, int]]:
+    """The parts that two open files have on the same place of the disk, each with its start and its end, in order.
+
+    None after a place of which the filesystem does not say where it lies. Neither file may be written to meanwhile.
+    """
+    size = min(fs.stat_fd(fd).st_size, fs.stat_fd(other).st_size)
+    start = end = 0
+    for at, until in _common_extents(fs.extents(fd), fs.extents(other)):
+        if at > end:
+            if start < end:
+                yield start, end
+            start = at
+        end = min(until, size)
+    if start < end:
+        yield start, end
+
+
+def _common_extents(
+    extents: Iterator[tuple[int, int, int]], others: Iterator[tuple[int, int, int]]
+) -> Iterator[tuple[int, int]]:
+    with contextlib.suppress(OSError):
+        mine, other = next(extents, None), next(others, None)
+        while mine is not None and other is not None:
+            mine_end, other_end = mine[0] + mine[2], other[0] + other[2]
+            start, end = max(mine[0], other[0]), min(mine_end, other_end)
+            if start < end and mine[1] - mine[0] == other[1] - other[0]:
+                yield start, end
+            if mine_end == end:
+                mine = next(extents, None)
+            if other_end == end:
+                other = next(others, None)
 
 
 def is_warmer(fs: Fs, fd: int, other: int) -> bool:

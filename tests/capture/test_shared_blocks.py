@@ -7,11 +7,14 @@ import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from fsrepl.model import digests
-from fsrepl.storage import hashing
+from fsrepl.model.version import Status
+from fsrepl.storage import blocks, hashing
 from fsrepl.storage.fs import Fs
 from tests import mounts
 from tests.replicate.test_large import set_up
@@ -80,6 +83,67 @@ def test_what_differs_in_a_page_is_read(world: World, monkeypatch: pytest.Monkey
     assert reads(world, monkeypatch) == SIZE
     assert world.tree(DESTINATION) == world.tree(SOURCE)
     assert len({version.digest for (version,) in world.history(SOURCE).values()}) == 3
+
+
+EDITS: dict[str, Callable[[bytes], bytes]] = {
+    "appended": lambda data: data + content(2)[:100_000],
+    "a page changed": lambda data: data[: SIZE // 2] + content(2)[:4096] + data[SIZE // 2 + 4096 :],
+    "cut short": lambda data: data[: SIZE // 2 + 5],
+}
+
+
+@mounts.only_root
+def test_of_an_update_only_what_changed_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 9: what lies on the disk where the version before has it is in the blocks that its map says. All of it is
+    hashed for the version's BLAKE3, and the new map is as one made without the other."""
+    for name, change in EDITS.items():
+        before = content()[: SIZE - 1000]
+        world.write("k", before)
+        world.settle()
+        after = change(before)
+        with world.path("k").open("r+b") as file:  # in place, so that the rest stays where it is
+            for at in range(0, len(after), 4096):
+                if after[at : at + 4096] != before[at : at + 4096]:
+                    file.seek(at)
+                    file.write(after[at : at + 4096])
+            file.truncate(len(after))
+        cut = 0
+
+        def of(data: memoryview, real: Any = digests.of) -> bytes:
+            nonlocal cut
+            cut += len(data) if isinstance(data, memoryview) else 0
+            return bytes(real(data))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(digests, "of", of)
+            world.state().copy_again_at_s.clear()
+            world.settle()
+        assert world.tree(DESTINATION) == {"k": after}, name
+        version = world.current("k")
+        assert cut <= 100_000 + 3 * (256 << 10), name
+        with stored(world, "k").open("rb") as file:
+            made = hashing.content(Fs(), file.fileno(), blocks=True).blocks
+        with world.engine.site.bucket(SOURCE).open() as bucket:
+            assert blocks.read(bucket, version.digest) == made, name
+        assert verify(world) == []
+
+
+@mounts.only_root
+def test_a_map_that_is_wrong_delivers_nothing_wrong(world: World) -> None:
+    """G3: what is not cut again is as right as the map before; the BLAKE3 of the whole does not depend on that."""
+    world.write("k", content())
+    world.settle()
+    with world.engine.site.bucket(SOURCE).open() as bucket:
+        found = blocks.read(bucket, world.current("k").digest)
+        assert found is not None
+        blocks.write(bucket, structs.replace(found, packed=found.packed.replace(list(found)[3].digest, b"\1" * 32)))
+    with world.path("k").open("ab") as file:
+        file.write(b"more")
+    world.state().copy_again_at_s.clear()
+    world.settle()
+    assert world.tree(DESTINATION) == {"k": content() + b"more"}
+    assert world.current("k").status is Status.COMPLETED
+    assert verify(world) == []
 
 
 @mounts.only_root

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsrepl.model import blockmap, delta, digests
-from fsrepl.model.blockmap import BlockMap, Cutter
+from fsrepl.model.blockmap import Block, BlockMap, Cutter
 
 AVERAGE = 1024
 BLOCK_MAX = 4 * AVERAGE
 
 
-def cut(data: bytes, steps: list[int] | None = None, holes: list[tuple[int, int]] | None = None) -> BlockMap:
-    """The map of a content, fed in steps of these sizes, with holes at these places."""
-    cutter, at = Cutter(AVERAGE), 0
+def cut(
+    data: bytes, steps: list[int] | None = None, holes: list[tuple[int, int]] | None = None, known: Iterable[Block] = ()
+) -> BlockMap:
+    """The map of a content, fed in steps of these sizes, with holes at these places. known: see Cutter."""
+    cutter, at = Cutter(AVERAGE, known), 0
     sizes = iter(steps or [])
     holes = sorted(holes or [])
     while at < len(data):
@@ -118,6 +121,46 @@ def test_any_edit_is_put_together_again(base: bytes, edits: list[Edit]) -> None:
     assert put_together(plan, base, new) == new
     parts = sum(part.size for parts in (plan.kept, plan.moved, plan.holes, plan.missing) for part in parts)
     assert parts == len(new)
+
+
+def unchanged(old: bytes, new: bytes, unit: int) -> list[tuple[int, int]]:
+    """The parts of two contents that are equal, in whole units: each with its start and its end."""
+    parts: list[tuple[int, int]] = []
+    for at in range(0, min(len(old), len(new)), unit):
+        end = min(len(old), len(new), at + unit)
+        if old[at:end] == new[at:end]:
+            if parts and parts[-1][1] == at:
+                at = parts.pop()[0]
+            parts.append((at, end))
+    return parts
+
+
+@given(contents(), EDITS, st.lists(st.integers(1, 5 * AVERAGE), max_size=50), st.sampled_from([1, 64, 4096]))
+def test_what_is_known_to_be_unchanged_is_not_cut_again(
+    base: bytes, edits: list[Edit], steps: list[int], unit: int
+) -> None:
+    """Section 9: the map is the same, whatever was changed, and however it is fed."""
+    new = edited(base, edits)
+    known = list(blockmap.unchanged_blocks(cut(base), unchanged(base, new, unit)))
+    assert all(new[block.at : block.end] == base[block.at : block.end] for block in known)
+    assert cut(new, steps, known=known) == cut(new)
+    hole = min(len(new), 3 * AVERAGE)
+    with_hole = cut(new, [hole], [(hole, AVERAGE)] if hole < len(new) - AVERAGE else None)
+    again = list(blockmap.unchanged_blocks(with_hole, [(0, len(new))]))
+    assert len(again) <= len(with_hole)
+    assert cut(new, steps, known=again) == cut(new)
+
+
+def test_of_a_changed_page_only_the_blocks_around_it_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 9: all others are as the earlier map says."""
+    base = random.Random(1).randbytes(1000 * AVERAGE)
+    new = base[: 500 * AVERAGE] + bytes(4096) + base[500 * AVERAGE + 4096 :]
+    known = blockmap.unchanged_blocks(cut(base), unchanged(base, new, 4096))
+    hashed: list[int] = []
+    monkeypatch.setattr(digests, "of", lambda data, real=digests.of: (hashed.append(len(data)), real(data))[1])
+    found = cut(new, known=known)
+    assert sum(hashed) - len(new) <= 4096 + 8 * BLOCK_MAX  # beside the whole
+    assert found == cut(new)
 
 
 @given(st.integers(0, 1000), EDITS)
