@@ -19,7 +19,7 @@ from typing import Any
 from fsrepl.errors import FsreplError, Unavailable, Usage
 from fsrepl.remote import small_put
 from fsrepl.remote.failures import CREDENTIALS, ServiceAway, error_of, words_of
-from fsrepl.remote.small_put import Way
+from fsrepl.remote.small_put import Connections, Way
 from fsrepl.settings import EndpointSettings
 
 _CONNECT_S, _READ_S = 10, 60
@@ -36,8 +36,8 @@ class Client:
         self._guard = threading.Lock()
         self._made: Any = None
         self._credentials: Any = None
-        self._session: Any = None
-        """botocore's HTTP session; None where this release of botocore keeps it elsewhere, and puts all by itself."""
+        self._connections: Connections | None = None
+        """Those on which small objects are put; None where botocore puts all by itself."""
         self._ways: dict[str, Way | None] = {}
         """By bucket, how small objects are put; None where that is left to botocore."""
         self._sent = threading.local()
@@ -81,12 +81,13 @@ class Client:
         """Put a small object; as botocore does the first time, and where a bucket has moved."""
         bucket = params["Bucket"]
         if (way := self._ways.get(bucket)) is not None:
-            answer = small_put.send(way, self._session, self._credentials, params)
+            assert self._connections is not None
+            answer = self._connections.put(way, self._credentials, params)
             if answer is not None:
                 return answer
             self._ways.pop(bucket, None)
         made: Answer = client.put_object(**params)
-        if bucket not in self._ways and self._session is not None:
+        if bucket not in self._ways and self._connections is not None:
             self._ways[bucket] = small_put.way_of(params["Key"], self._sent.request.url, self._sent.request.headers)
         return made
 
@@ -162,7 +163,8 @@ class Client:
             self._credentials = session.get_credentials()
         except BotoCoreError as error:
             raise self._unreachable(error) from error
-        self._session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+        session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+        self._connections = small_put.connections(session, _CONNECT_S, _READ_S)
         client.meta.events.register("before-send.s3.PutObject", self._note_request)
         client.meta.events.register("before-send.s3", _note_sent)
         return client
