@@ -1,8 +1,9 @@
 """The loop of a region that is an S3 service: it takes deliveries, and has many requests under way at once.
 
-The thread itself never waits for the service. Each delivery is carried by a worker (replicate/remote.py), one at a time
-for a key, and what became of it is recorded here, a batch at a time. A bucket is looked at at the start, and where it
-is new before its first delivery: whether it is there, keeps versions, and whether the service compares checksums.
+The thread itself never waits for the service. Deliveries are carried by workers (replicate/remote.py), one at a time
+for a key, and what became of them is recorded here, a batch at a time. A worker takes a single delivery, or some small
+ones while more wait than may be under way at once. A bucket is looked at at the start, and where it is new before its
+first delivery: whether it is there, keeps versions, and whether the service compares checksums.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
 
+_SHARE_MAX = 8
+"""So many small deliveries are carried by a worker one after the other: thread and source are changed less often."""
+_SHARE_BYTES = 1 << 20
+"""As much content, as well."""
 _LOOK_AGAIN_S = 60.0
 """How old what is known of a bucket may be: its versioning may have been suspended, and it may have been removed."""
 _LOOK_MIN_S = 1.0
@@ -135,7 +140,7 @@ class Uplink(Receiver):
 
     @property
     def _free(self) -> int:
-        """How many more requests may be under way now."""
+        """How many more workers may be given deliveries now. Each has one request under way."""
         return self._window.most(self._puts) - self._under_way
 
     def throttled(self) -> str:
@@ -286,29 +291,32 @@ class Uplink(Receiver):
         if self._is_full:
             return False
         waiting = {at: queue.count_ready(now_s) for at, queue in ready.items()}
-        for at, share in self._routes.shares(waiting, free, now_s).items():
-            if taken := ready[at].take(min(share, free), now_s, limiter.batch_bytes):
-                self._begin(ready[at], taken)
-                free, busy = free - len(taken), True
+        for at, share in self._routes.shares(waiting, free * _SHARE_MAX, now_s).items():
+            if free > 0 and (taken := ready[at].take(share, now_s, limiter.batch_bytes)):
+                free -= self._begin(ready[at], taken, free)
+                busy = True
         for at, queue in ready.items():
             if free > 0 and not waiting[at]:
                 taken = queue.take_backlog(
                     self._reader(queue), self.engine.background_bytes, now_s, limiter.batch_bytes
                 )
                 if taken:
-                    self._begin(queue, taken)
-                    free, busy = free - len(taken), True
+                    free -= self._begin(queue, taken, free)
+                    busy = True
         return busy
 
     def _reader(self, queue: Queue) -> functools.partial[list[Delivery]]:
         return functools.partial(self.engine.journal.backlog.read, queue.source, queue.destination)
 
-    def _begin(self, queue: Queue, deliveries: Sequence[Delivery]) -> None:
-        """Begin deliveries of one queue, the intents of all of them in one transaction."""
+    def _begin(self, queue: Queue, deliveries: Sequence[Delivery], free: int = 1) -> int:
+        """Begin deliveries of one queue, the intents of all of them in one transaction; how many workers have them.
+
+        free: how many may.
+        """
         if self.is_stuck(queue.source):
             why = f"region {region_of(queue.source)} hangs; it is not touched from here until it moves"
             self.try_later(deliveries, why, whole=True)
-            return
+            return 0
         state = self._state(queue.destination)
         begun: list[Delivery] = []
         for each in sorted(deliveries, key=lambda d: (d.created_ns, d.id)):
@@ -318,15 +326,17 @@ class Uplink(Receiver):
                 state.under_way[each.key] = []
                 begun.append(each)
         if not begun:
-            return
+            return 0
         try:
             tasks = self._intend(state, begun)
         except sqlite3.Error:
             queue.give_back([*begun, *(each for at in begun for each in state.under_way.pop(at.key))])
             raise
-        for task in tasks:
-            self._start(state, task)
+        groups = _grouped(tasks, free, self.engine.background_bytes)
+        for group in groups:
+            self._start(state, group)
         queue.paid_at = self.engine.limiter.position
+        return len(groups)
 
     def _intend(self, state: BucketState, begun: Sequence[Delivery]) -> list[Task]:
         """The tasks of some deliveries, whose intents are in the journal then."""
@@ -345,38 +355,40 @@ class Uplink(Receiver):
             journal.remote.put(address, [r for task in tasks for r in task.rows if not r.remote and not r.upload])
         return tasks
 
-    def _start(self, state: BucketState, task: Task) -> None:
-        engine, delivery, begun_s = self.engine, task.delivery, time.monotonic()
-        size = 0 if delivery.marker else delivery.size
+    def _start(self, state: BucketState, tasks: Sequence[Task]) -> None:
+        """Have a worker carry some deliveries of one source."""
+        engine, begun_s = self.engine, time.monotonic()
+        first = tasks[0].delivery
+        size = sum(_size(task.delivery) for task in tasks)
         self._under_way += 1
         self._bytes_under_way += size
-        large = delivery.size >= engine.background_bytes and not delivery.marker
+        large = size >= engine.background_bytes and len(tasks) == 1
 
-        def carry() -> Done:
+        def carry() -> list[Done]:
             if not large:
-                return remote.carry(engine, state.bucket, task)
-            progress = limits.Progress(delivery.key, delivery.id, delivery.source, delivery.destination, delivery.size)
+                return remote.carry(engine, state.bucket, tasks)
+            progress = limits.Progress(first.key, first.id, first.source, first.destination, first.size)
             with engine.progress(progress):
-                return remote.carry(engine, state.bucket, task, progress)
+                return remote.carry(engine, state.bucket, tasks, progress)
 
-        def finish(done: Done | Exception) -> None:
+        def finish(found: list[Done] | Exception) -> None:
             self._under_way -= 1
             self._bytes_under_way -= size
-            if isinstance(done, Exception):  # the journal's, or one that nobody foresaw
-                done = Done(task, later=reason(done))
-                done.rows = list(task.rows)
-            if not done.is_busy:
-                self._window.answered()
-            elif self._window.refused(self._puts, begun_s, time.monotonic(), done.later):
-                done.is_whole = False  # the others go on, fewer at once
-            self._done.append(done)
+            if isinstance(found, Exception):  # the journal's, or one that nobody foresaw
+                found = [Done(task, later=reason(found), rows=list(task.rows)) for task in tasks]
+            for done in found:
+                if not done.is_busy:
+                    self._window.answered()
+                elif self._window.refused(self._puts, begun_s, time.monotonic(), done.later):
+                    done.is_whole = False  # the others go on, fewer at once
+            self._done += found
 
-        whose = delivery.source, delivery.destination
+        whose = first.source, first.destination
         if large:
-            way = region_of(delivery.source), self.name
-            self.in_background(carry, finish, pool=("deliver", *way), whose=whose, size_bytes=delivery.size)
+            way = region_of(first.source), self.name
+            self.in_background(carry, finish, pool=("deliver", *way), whose=whose, size_bytes=first.size)
         else:
-            self._in_background(carry, finish, delivery.source)
+            self._in_background(carry, finish, first.source)
 
     def _in_background(self, work: Callable[[], T], finish: Callable[[T | Exception], None], whose: str) -> None:
         """Run one of many short pieces of work, each of which waits for the service most of its time."""
@@ -432,6 +444,24 @@ class Uplink(Receiver):
                     queue.give_back(group)
                 else:
                     self._begin(queue, group)
+
+
+def _grouped(tasks: Sequence[Task], free: int, large_bytes: float) -> list[list[Task]]:
+    """Tasks as workers carry them: as many groups as workers are free, of a few small ones where there are more."""
+    share = min(_SHARE_MAX, max(1, -(-len(tasks) // max(1, free))))
+    groups: list[list[Task]] = [[]]
+    size = 0
+    for task in tasks:
+        size += _size(task.delivery)
+        if groups[-1] and (len(groups[-1]) >= share or size >= min(_SHARE_BYTES, large_bytes)):
+            groups.append([])
+            size = _size(task.delivery)
+        groups[-1].append(task)
+    return groups
+
+
+def _size(delivery: Delivery) -> int:
+    return 0 if delivery.marker else delivery.size
 
 
 def order_of(delivery: Delivery) -> tuple[int, str]:

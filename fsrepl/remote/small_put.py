@@ -69,7 +69,9 @@ def way_of(name: str, url: str, headers: Mapping[str, Any]) -> Way | None:
 class Connections:
     """Connections to one service, each used by one thread."""
 
-    def __init__(self, proxy_for: Callable[[str], str | None], authorities: str, connect_s: int, idle_s: int) -> None:
+    def __init__(
+        self, proxy_for: Callable[[str], str | None], authorities: str, connect_s: float, idle_s: float
+    ) -> None:
         """proxy_for: the proxy of a URL. authorities: the file of trusted certificates. connect_s, idle_s: how long a
         service may take to be reached, and be silent then."""
         self._proxy_for, self._authorities = proxy_for, authorities
@@ -89,9 +91,9 @@ class Connections:
             (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1),
             (pycurl.ACCEPT_ENCODING, "identity"),
             (pycurl.CAINFO, self._authorities),
-            (pycurl.CONNECTTIMEOUT, self._connect_s),
+            (pycurl.CONNECTTIMEOUT_MS, int(self._connect_s * 1000)),
             (pycurl.LOW_SPEED_LIMIT, 1),
-            (pycurl.LOW_SPEED_TIME, self._idle_s),
+            (pycurl.LOW_SPEED_TIME, max(1, int(self._idle_s))),
             # libcurl repeats a request on a connection that has just ended: the service may have carried it out
             (pycurl.SEEKFUNCTION, lambda offset, whence: pycurl.SEEKFUNC_FAIL),
         ):
@@ -142,7 +144,7 @@ class Connections:
         return None
 
 
-def connections(session: Any, connect_s: int, idle_s: int) -> Connections | None:
+def connections(session: Any, connect_s: float, idle_s: float) -> Connections | None:
     """Connections that are made as those of botocore's HTTP session; None where that has another form in this release
     of botocore, or pycurl is missing or too old."""
     try:

@@ -1,4 +1,4 @@
-"""One delivery to a bucket of an S3 service, in a thread of its own: decided, sent, and seen to be there.
+"""Deliveries to a bucket of an S3 service, in a thread of their own: decided, sent, and seen to be there.
 
 An object is complete or absent by itself, and is shown at once: nothing is staged, published or synced here. What is
 not atomic is the word of it. An intent in the journal precedes each request that makes a version, and where an intent
@@ -7,6 +7,7 @@ is left over, or the journal may lack one, the key's list says whether the versi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -67,18 +68,61 @@ class Done(Struct):
     """The source's record of the version cannot be read."""
 
 
-def carry(engine: Runtime, bucket: RemoteBucket, task: Task, progress: Progress | None = None) -> Done:
-    """Carry one delivery as far as possible now. Raises sqlite3.Error."""
+def carry(engine: Runtime, bucket: RemoteBucket, tasks: Sequence[Task], progress: Progress | None = None) -> list[Done]:
+    """Carry some deliveries of one source as far as possible now, one after the other.
+
+    The source is opened once for all of them. What concerns the whole service ends them: those after it wait as well.
+    Raises sqlite3.Error.
+    """
+    done: list[Done] = []
+    with _Source(engine, tasks[0].delivery.source) as source:
+        for task in tasks:
+            last = done[-1] if done else None
+            if last is not None and last.is_whole:
+                done.append(
+                    Done(task, None, last.later, True, last.is_busy, list(task.rows), keeps_intent=task.in_doubt)
+                )
+            else:
+                done.append(_carry(engine, bucket, task, source, progress))
+    return done
+
+
+class _Source:
+    """The source of some deliveries, opened when the first of them needs it. Used by one thread."""
+
+    def __init__(self, engine: Runtime, address: str) -> None:
+        self._engine, self._address = engine, address
+        self._held = contextlib.ExitStack()
+        self._opened: tuple[OpenBucket, Sending] | None = None
+
+    def open(self) -> tuple[OpenBucket, Sending] | None:
+        """The source; None where it left the site. Raises FsreplError where it is away."""
+        bucket = self._engine.site.buckets.get(self._address)
+        if bucket is None:
+            return None
+        if self._opened is None:
+            opened = self._held.enter_context(bucket.open())
+            self._opened = opened, Sending(self._engine, opened)
+        return self._opened
+
+    def __enter__(self) -> _Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+
+def _carry(engine: Runtime, bucket: RemoteBucket, task: Task, source: _Source, progress: Progress | None) -> Done:
+    """Carry one delivery. Raises sqlite3.Error."""
     delivery, done = task.delivery, Done(task)
     key = RemoteKey(bucket, delivery.key, task.rows)
     carrying = _Carrying(engine, bucket, task, key, progress)
     try:
-        source = engine.site.buckets.get(delivery.source)
-        if source is None:  # it left the site, and its deliveries with it
+        found = source.open()
+        if found is None:  # it left the site, and its deliveries with it
             done.outcome = Outcome(delivery, Status.PENDING, "", None)
         else:
-            with source.open() as opened:
-                done.outcome = carrying.carry(opened)
+            done.outcome = carrying.carry(*found)
     except ServiceRefused as error:
         log.warning('refused to=%s key="%s": %s', delivery.destination, keys.shown(delivery.key), error)
         done.outcome = Outcome(delivery, Status.FAILED, error.recorded, None)
@@ -120,9 +164,8 @@ class _Carrying:
         self.may_be_there = task.in_doubt
         """A request that makes the version was sent, and its answer is not known."""
 
-    def carry(self, source: OpenBucket) -> Outcome:
+    def carry(self, source: OpenBucket, sending: Sending) -> Outcome:
         delivery = self._task.delivery
-        sending = Sending(self._engine, source)
         version = sending.version(delivery)
         if version is not None and not is_pending(version, delivery):
             return Outcome(delivery, Status.PENDING, "", None)

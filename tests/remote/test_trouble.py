@@ -19,7 +19,7 @@ from fsrepl.errors import Unavailable
 from fsrepl.model.version import Status
 from fsrepl.region import delivery_queue
 from tests.between import CUT, Between, Reply, Request, by_service, refusal
-from tests.services import KEYS, THERE, RemoteWorld, Service, current
+from tests.services import KEYS, THERE, RemoteWorld, Service, current, found_in
 from tests.world import SOURCE
 
 
@@ -138,6 +138,25 @@ def test_a_service_that_stays_busy_is_left_alone_for_longer_and_longer(tmp_path:
         for _ in range(5):
             world.settle()
         assert world.statuses() == {Status.COMPLETED}
+
+
+def test_a_worker_asks_a_service_that_is_away_once(tmp_path: Path, service: Service) -> None:
+    """G7: a request may take a minute to fail. What else a worker has waits as well, and arrives later."""
+    bucket = service.make_bucket()
+    with Between(service.port) as between, RemoteWorld(tmp_path, service, url=between.url, lines="puts = 1") as world:
+        world.write("first", b"1")
+        world.settle()
+        between.answer = lambda r: CUT if is_put(r) else None
+        between.requests.clear()
+        for number in range(8):
+            world.write(f"k{number}", b"data")
+        world.look()
+        world.engine.run_until_idle(50)
+        assert 1 <= sum(map(is_put, between.requests)) < 4
+        between.answer = by_service
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert len(current(bucket)) == len(found_in(bucket)) == 9
 
 
 # -- what a person has to mend

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fsrepl.daemon.uplink import _grouped
 from fsrepl.errors import BucketMissing, Failed, Unavailable
 from fsrepl.model.version import Origin, Posix, Version
 from fsrepl.remote import form
@@ -17,7 +18,9 @@ from fsrepl.remote.bucket import RemoteBucket, sums_of
 from fsrepl.remote.client import Client
 from fsrepl.remote.failures import Absent, ServiceAway, ServiceRefused, error_of
 from fsrepl.replicate import upload
+from fsrepl.replicate.remote import Task
 from fsrepl.settings import EndpointSettings
+from fsrepl.storage.journal.rows import Delivery
 
 # -- refusals
 
@@ -160,3 +163,29 @@ def test_the_descriptions_of_s3_are_read_once_a_process(monkeypatch: pytest.Monk
     monkeypatch.setattr(botocore.loaders.JSONFileLoader, "load_file", None)
     with pytest.raises(ServiceAway):
         Client(EndpointSettings("other", "http://127.0.0.1:2")).call("list_buckets")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "free", "groups"),
+    [
+        ([10] * 3, 64, [1, 1, 1]),
+        ([10] * 64, 64, [1] * 64),
+        ([10] * 65, 64, [2] * 32 + [1]),
+        ([10] * 20, 2, [8, 8, 4]),
+        ([10] * 20, 0, [8, 8, 4]),
+        ([600_000] * 3, 1, [1, 1, 1]),
+        ([10, 20 << 20, 10, 10], 1, [1, 1, 2]),
+        ([-1, -1, 1], 1, [3]),
+    ],
+)
+def test_a_worker_takes_several_small_deliveries_where_there_are_more_than_workers(
+    sizes: list[int], free: int, groups: list[int]
+) -> None:
+    """A large object is carried alone, and a few of any size at once. -1: a marker."""
+    tasks = []
+    for number, size in enumerate(sizes):
+        delivery = Delivery("east/src", b"%d" % number, "id", "aws/copies", "", "", "", number, size, size < 0, "", 0)
+        tasks.append(Task(delivery, (), False, True))
+    found = _grouped(tasks, free, 8 << 20)
+    assert [len(each) for each in found] == groups
+    assert [task for each in found for task in each] == tasks
