@@ -24,6 +24,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, NoReturn
 
+from fsrepl.storage.mount_table import MountTable
+
 if hasattr(os, "setxattr"):
     _xattr = os
 else:  # Python has these only on Linux
@@ -122,6 +124,7 @@ def _how(flags: int, resolve: int) -> _How:
     return _How(*map(ctypes.byref, ways))  # made once, since it takes as long as the call
 
 
+_MOUNTS = MountTable()
 _NOATIME = getattr(os, "O_NOATIME", 0)
 _HOW_BYTES = ctypes.sizeof(_OpenHow)
 
@@ -548,8 +551,7 @@ class Fs:
         Source: proc_pid_mountinfo(5): the fifth field of a line, with blanks and the like as octal numbers.
         """
         try:
-            with open("/proc/self/mountinfo", "rb") as table:
-                return table.read()
+            return _MOUNTS.lines()
         except OSError:
             return b""
 
