@@ -6,6 +6,7 @@ One process writes, each thread in transactions; any process may read.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -82,6 +83,18 @@ def _of_another_kind(name: str, kind: str, *, may_be_bytes: bool) -> str:
     return f"({name} >= '' AND {name} < x'')" if may_be_bytes else f"{name} >= ''"
 
 
+@functools.cache
+def _is_wrong(table: str, *columns: tuple[str, str]) -> str:
+    """The condition that a row has a value of another type than one of its columns, given by name and type."""
+    wrong = []
+    for name, kind in columns:
+        is_of_view = table == "object" and name in _OF_VIEW
+        if name in _ALWAYS:
+            wrong.append(f"{name} IS NULL" + (" AND ino IS NOT NULL" if is_of_view else ""))
+        wrong.append(_of_another_kind(name, kind, may_be_bytes=is_of_view and name != "mode"))
+    return " OR ".join(wrong)
+
+
 class Connection:
     """An open journal file. All methods raise sqlite3.Error where the file is damaged; delete it then, and rebuild."""
 
@@ -138,13 +151,7 @@ class Connection:
         check sees no damage in that, and all that reads the row would fail."""
         for table in ("bucket", "version", "object", "delivery"):
             columns = self._db.execute("SELECT name, type FROM pragma_table_info(?)", (table,)).fetchall()
-            wrong = []
-            for name, kind in columns:
-                is_of_view = table == "object" and name in _OF_VIEW
-                if name in _ALWAYS:
-                    wrong.append(f"{name} IS NULL" + (" AND ino IS NOT NULL" if is_of_view else ""))
-                wrong.append(_of_another_kind(name, kind, may_be_bytes=is_of_view and name != "mode"))
-            if self._db.execute(f"SELECT 1 FROM {table} WHERE {' OR '.join(wrong)} LIMIT 1").fetchone():
+            if self._db.execute(f"SELECT 1 FROM {table} WHERE {_is_wrong(table, *columns)} LIMIT 1").fetchone():
                 raise sqlite3.DatabaseError(f"a row of the table {table} has a value of another type than its column")
 
     def _add(self) -> None:
