@@ -85,7 +85,7 @@ def make_bucket(
             undo.callback(_unmake, site, address, META)
         meta = fs.open_dir(fd, META)
         closing.callback(fs.close, meta)
-        if why := disowned(fs, meta):  # a store that another user prepared is not used
+        if why := disowned(fs, fs.stat_fd(meta)):  # a store that another user prepared is not used
             raise Refused("AccessDenied", f"{address} cannot be created: its .fsrepl {why}; move that .fsrepl away")
         for folder in FOLDERS if versioning is not Versioning.OFF else FOLDERS[:-1]:
             with contextlib.suppress(FileExistsError):

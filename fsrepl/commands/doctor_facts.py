@@ -275,7 +275,7 @@ def bucket(site: Site, address: str, journal: Journal | None, now_s: float) -> B
         with this.open() as opened:
             found["versioning"] = str(this.versioning)
             found["uid"] = opened.fs.stat_fd(opened.fd).st_uid
-            found["open"] = privacy.is_open(opened.fs, opened.meta)
+            found["open"] = privacy.is_open(opened.meta_status)
             found["wider_than"] = _wider_than(site, opened)
             found["source"] = this.replication is not None
             if this.versioning is not Versioning.OFF:

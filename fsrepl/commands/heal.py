@@ -192,7 +192,7 @@ def _make_folders(engine: Engine, bucket: Bucket, fd: int) -> dict[str, object]:
         fs.make_dir(fd, META, 0o700)
     meta = fs.open_dir(fd, META)
     try:
-        if why := disowned(fs, meta):
+        if why := disowned(fs, fs.stat_fd(meta)):
             raise Refused(
                 "AccessDenied", f"{bucket.address} cannot be restored: its .fsrepl {why}; move that .fsrepl away"
             )

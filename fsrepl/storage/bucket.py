@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import resource
 import stat
@@ -55,6 +56,18 @@ class RuleSince(Struct, frozen=True):
     since: str
 
 
+class Identity(Struct, frozen=True):
+    """What bucket.json says.
+
+    trees: whether directories and symlinks are objects too. replaces: the uuids of lost buckets in whose place this one
+    was made: content in tiers may still say that it is theirs.
+    """
+
+    uuid: str = ""
+    trees: bool = False
+    replaces: frozenset[str] = frozenset()
+
+
 class Documents(Struct, frozen=True):
     """A bucket's settings as last read."""
 
@@ -63,21 +76,18 @@ class Documents(Struct, frozen=True):
     since: Mapping[str, RuleSince] = field(default_factory=dict)
     removed: Set[tuple[bytes, str]] = frozenset()
     lifecycle: Lifecycle | None = None
-    trees: bool = False
-    replaces: frozenset[str] = frozenset()
-    """The uuids of lost buckets in whose place this one was made: content in tiers may still say that it is theirs."""
-    """Whether directories and symlinks are objects too."""
+    identity: Identity = Identity()
 
 
 class Directories:
     """Open directories of one tree, by relative path; the least recently used are closed first."""
 
-    def __init__(self, fs: Fs, top: int, never: int | None = None) -> None:
+    def __init__(self, fs: Fs, top: int, never: os.stat_result | None = None) -> None:
+        """never: the status of a directory excluded from the tree, whatever name a user who may write at the top gives
+        it."""
         self._fs, self._top = fs, top
-        self._never = self._identity(never) if never is not None else None
-        """A directory excluded from the tree, whatever name a user who may write at the top gives it."""
+        self._never = (never.st_dev, never.st_ino) if never is not None else None
         self._open: OrderedDict[bytes, int] = OrderedDict()
-        self._max = _open_directories_max()
         self.changed: set[bytes] = set()
         """Directories with changed entries since the last sync."""
 
@@ -85,7 +95,7 @@ class Directories:
         fd = self._open.get(path)
         if fd is None:
             fd = self._open[path] = self._open_dir(path)
-            if len(self._open) > self._max:
+            if len(self._open) > _OPEN_DIRECTORIES_MIN and len(self._open) > _open_directories_max():
                 self._fs.close(self._open.popitem(last=False)[1])
         else:
             self._open.move_to_end(path)
@@ -96,14 +106,12 @@ class Directories:
         if rest and self._never is not None:
             return self._fs.open_dir(self.get(first), rest)
         fd = self._fs.open_dir(self._top, path)
-        if self._never is not None and self._identity(fd) == self._never:
-            self._fs.close(fd)
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if self._never is not None:
+            found = self._fs.stat_fd(fd)
+            if (found.st_dev, found.st_ino) == self._never:
+                self._fs.close(fd)
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return fd
-
-    def _identity(self, fd: int) -> tuple[int, int]:
-        found = self._fs.stat_fd(fd)
-        return found.st_dev, found.st_ino
 
     def get_or_make(self, path: bytes, make: Callable[[int, bytes, bytes], None] | None = None) -> int:
         """The descriptor of a directory, after creating missing ones. make: creates one, from the parent, the path and
@@ -144,25 +152,48 @@ class Directories:
 
 
 class OpenBucket:
-    """A bucket opened for a batch. Descriptors are closed afterwards, so that an idle region can be unmounted."""
+    """A bucket opened for a batch. Descriptors are closed afterwards, so that an idle region can be unmounted.
+
+    A batch needs few of the folders in .fsrepl, and a look whether anything is to be done needs none: each of tmp,
+    displaced and intents is opened where it is first used.
+    """
 
     def __init__(self, bucket: Bucket, fd: int) -> None:
         self.bucket, self.fs, self.fd = bucket, bucket.fs, fd
         self.address = bucket.address
         self._folders: dict[bytes, int] = {}
-        self.meta = self.tmp = self.displaced = self.intents = self.versions = -1
+        self.versions = -1
+        """The version store; negative in a never-versioned bucket, which has none."""
         try:
-            self.meta = self._folder(META)
-            for name in FOLDERS:
-                with contextlib.suppress(FileNotFoundError):  # a never-versioned bucket has no store
-                    setattr(self, name.decode(), self._folder(META + b"/" + name))
+            self.meta = self._open_folder(META)
+            self.meta_status = self.fs.stat_fd(self.meta)
+            with contextlib.suppress(FileNotFoundError):
+                self.versions = self._open_folder(META + b"/versions")
         except BaseException:
             self._close_folders()
             raise
-        self.views = Directories(self.fs, fd, self.meta)
+        self.views = Directories(self.fs, fd, self.meta_status)
         self.store = Directories(self.fs, self.versions)
         self._tiers: dict[str, OpenTier] = {}
-        self.device = self.fs.stat_fd(fd).st_dev
+
+    @property
+    def tmp(self) -> int:
+        """The folder of staged files. Raises Unavailable where it cannot be opened, as do the next two."""
+        return self._folder(b"tmp")
+
+    @property
+    def displaced(self) -> int:
+        """The folder of files that an exchange took out of a view."""
+        return self._folder(b"displaced")
+
+    @property
+    def intents(self) -> int:
+        """The folder of intents."""
+        return self._folder(b"intents")
+
+    @functools.cached_property
+    def device(self) -> int:
+        return self.fs.stat_fd(self.fd).st_dev
 
     def is_object(self, key: bytes, found: os.stat_result) -> bool:
         """Whether an entry of this status is a key's object: a regular file; a symlink that the daemon made to content
@@ -241,21 +272,25 @@ class OpenBucket:
         """Note that a key's version files changed names: the next sync makes them durable."""
         self.store.changed.add(keys.stored_directory(keys.split(key)[0]))
 
-    def _folder(self, path: bytes) -> int:
+    def _open_folder(self, path: bytes) -> int:
         fd = self._folders[path] = self.fs.open_dir(self.fd, path)
         return fd
 
-    def complete(self) -> None:
-        """Create missing folders once the bucket's identity is verified; they hold no lasting data.
-
-        A missing version store is not created, since it is lost. Readers need none of these folders.
-        """
-        if self.fs.read_only or self.fs.uid != os.geteuid():
-            return
-        for name in FOLDERS[:-1]:
-            if getattr(self, name.decode()) < 0:
+    def _folder(self, name: bytes) -> int:
+        """A folder that holds no lasting data, created where it is missing; for a reader it is negative then."""
+        path = META + b"/" + name
+        try:
+            return self._folders[path] if path in self._folders else self._open_folder(path)
+        except FileNotFoundError as error:
+            if self.fs.read_only or self.fs.uid != os.geteuid():
+                return -1
+            try:
                 self.fs.make_dir(self.meta, name)
-                setattr(self, name.decode(), self._folder(META + b"/" + name))
+                return self._open_folder(path)
+            except OSError as failed:
+                raise Unavailable(f"bucket {self.address}: {reason(failed)}") from error
+        except OSError as error:
+            raise self.bucket.unusable(error) from error
 
     def sync(self) -> None:
         """Make everything written in this bucket so far durable."""
@@ -339,12 +374,12 @@ class Bucket:
 
     def owns(self, uuid: str) -> bool:
         """Whether content in a tier is this bucket's, by the uuid on it."""
-        return uuid == self.uuid or uuid in self.documents.replaces
+        return uuid == self.uuid or uuid in self.documents.identity.replaces
 
     @property
     def trees(self) -> bool:
         """Whether this is a tree bucket."""
-        return self.documents.trees
+        return self.documents.identity.trees
 
     def open(self) -> OpenBucket:
         """Verify the bucket's identity, read its changed documents, and open it.
@@ -372,17 +407,13 @@ class Bucket:
                 raise Unavailable(f"bucket {self.address}: cannot open its folder: {reason(error)}") from error
         try:
             opened = OpenBucket(self, fd)
-        except PermissionError as error:
-            raise Disowned(f"bucket {self.address}: its .fsrepl cannot be opened: {reason(error)}") from error
         except OSError as error:
-            what = f"its .fsrepl folder is gone; {self._adopt_hint}" if error.errno in GONE else reason(error)
-            raise Unavailable(f"bucket {self.address}: {what}") from error
+            raise self.unusable(error) from error
         try:
-            if self.root.keeps_private:
-                self._keep_private(opened)
+            if self.root.keeps_private and privacy.is_open(opened.meta_status):
+                self._close_again(opened)
             self._check(opened)
             self.refresh(opened)
-            opened.complete()
         except OSError as error:
             opened.close()
             raise Unavailable(f"bucket {self.address}: {reason(error)}") from error
@@ -391,9 +422,17 @@ class Bucket:
             raise
         return opened
 
-    def _keep_private(self, opened: OpenBucket) -> None:
+    def unusable(self, error: OSError) -> FsreplError:
+        """What to raise where a folder of .fsrepl cannot be opened."""
+        if isinstance(error, PermissionError):
+            return Disowned(f"bucket {self.address}: its .fsrepl cannot be opened: {reason(error)}")
+        what = f"its .fsrepl folder is gone; {self._adopt_hint}" if error.errno in GONE else reason(error)
+        return Unavailable(f"bucket {self.address}: {what}")
+
+    def _close_again(self, opened: OpenBucket) -> None:
         with contextlib.suppress(PermissionError):  # another user's folder, which is not trusted either
-            if privacy.is_open(self.fs, opened.meta) and self._is_its(opened) and privacy.close(self.fs, opened.meta):
+            if self._is_its(opened) and privacy.close(self.fs, opened.meta):
+                opened.meta_status = self.fs.stat_fd(opened.meta)
                 self.exposed = (
                     f"others could look into .fsrepl, which holds private and deleted files, until "
                     f"{clock.stamp(self.root.now())}; it is closed again"
@@ -415,10 +454,8 @@ class Bucket:
                 raise Unavailable(
                     f"bucket {self.address}: its version store, .fsrepl/versions, is gone; {self._adopt_hint}"
                 )
-        for fd in (opened.meta, opened.versions):
-            if fd < 0:
-                continue
-            if why := documents.disowned(self.fs, fd):
+        for found in (opened.meta_status, self.fs.stat_fd(opened.versions) if opened.versions >= 0 else None):
+            if found is not None and (why := documents.disowned(self.fs, found)):
                 raise Disowned(f"bucket {self.address}: its .fsrepl {why}; its content is not trusted")
 
     def refresh(self, opened: OpenBucket) -> None:
@@ -435,38 +472,41 @@ class Bucket:
         for name in names:
             try:
                 found = self.fs.stat(opened.meta, name)
-                identity: tuple[int, ...] = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                seen[name] = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
                 what = f"bucket {self.address}: .fsrepl/{name.decode()} is not a file of the daemon's own"
                 if not stat.S_ISREG(found.st_mode):
                     raise DocumentInvalid(f"{what}, but something else; move it away, and put back the file")
                 if found.st_uid not in (self.fs.uid, 0):
                     raise Disowned(f"{what}, but of uid {found.st_uid}; its content is not trusted")
             except FileNotFoundError:
-                identity = ()
-            seen[name] = identity
+                seen[name] = ()
         if seen == self.seen:
             return
         self.seen = {}  # until all documents have been read
         try:
-            found_uuid = self._document(opened, b"bucket.json", lambda identity: str(identity["uuid"]), "")
-            if not found_uuid:
+            identity = self._identity(opened)
+            if identity is None:
                 raise Unavailable(
                     f"bucket {self.address}: .fsrepl/bucket.json, which says what bucket this is, is gone; if that was "
                     f"`fsrepl bucket rm {self.address}`, run that again to continue it; otherwise {self._adopt_hint}"
                 )
-            if found_uuid != self.uuid:
+            if identity.uuid != self.uuid:
                 raise Unavailable(
                     f"bucket {self.address}: .fsrepl/bucket.json is of another bucket "
-                    f"({found_uuid}) than the site knows ({self.uuid}); "
+                    f"({identity.uuid}) than the site knows ({self.uuid}); "
                     "`fsrepl region add` attaches a region again"
                 )
-            self.documents = self.read_documents(opened)
+            self.documents = self.read_documents(opened, identity)
         except FsreplError as error:
             raise Unavailable(str(error)) if not isinstance(error, Unavailable) else error from error
         self.seen = seen
 
-    def read_documents(self, opened: OpenBucket) -> Documents:
-        """The bucket's current documents. Raises DocumentInvalid."""
+    def _identity(self, opened: OpenBucket) -> Identity | None:
+        return self._document(opened, b"bucket.json", _parse_identity, None)
+
+    def read_documents(self, opened: OpenBucket, identity: Identity | None = None) -> Documents:
+        """The bucket's current documents. identity: as read already. Raises DocumentInvalid."""
+        identity = identity or self._identity(opened) or Identity()
         self._removed = documents.read_removed(self.fs, opened.meta, self._removed)
         return Documents(
             self._document(opened, b"versioning.json", replication.parse_versioning, Versioning.OFF),
@@ -474,8 +514,7 @@ class Bucket:
             self._document(opened, b"rules.json", _parse_since, {}),
             self._removed.ids,
             self._document(opened, b"lifecycle.json", lifecycle.read_lifecycle, None),
-            self._document(opened, b"bucket.json", _parse_trees, False),
-            self._document(opened, b"bucket.json", _parse_replaces, frozenset()),
+            identity,
         )
 
     def _parse_replication(self, document: dict[str, object]) -> Replication | None:
@@ -497,15 +536,11 @@ class Bucket:
         raise DocumentInvalid(f"bucket {self.address}: .fsrepl/{name.decode()} {why}; correct the file")
 
 
-def _parse_replaces(identity: dict[str, Any]) -> frozenset[str]:
-    return frozenset(map(str, identity.get("replaces", ())))
-
-
-def _parse_trees(identity: dict[str, Any]) -> bool:
+def _parse_identity(identity: dict[str, Any]) -> Identity:
     trees = identity.get("trees", False)
     if not isinstance(trees, bool):
         raise TypeError(f'"trees" is {trees!r}, and must be true or false')
-    return trees
+    return Identity(str(identity["uuid"]), trees, frozenset(map(str, identity.get("replaces", ()))))
 
 
 def _parse_since(document: dict[str, Any]) -> dict[str, RuleSince]:

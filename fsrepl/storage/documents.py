@@ -30,9 +30,8 @@ def open_directory(fs: Fs, path: Path) -> Iterator[int]:
 # -- documents: JSON files, replaced as a whole
 
 
-def disowned(fs: Fs, fd: int) -> str:
-    """The reason why a store's folder is not trusted as the daemon's own; empty where it is."""
-    found = fs.stat_fd(fd)
+def disowned(fs: Fs, found: os.stat_result) -> str:
+    """The reason why a store's folder of this status is not trusted as the daemon's own; empty where it is."""
     if found.st_uid in (fs.uid, 0) and not found.st_mode & 0o022:
         return ""
     return f"belongs to uid {found.st_uid} with mode {stat.S_IMODE(found.st_mode):o}, not to the daemon alone"

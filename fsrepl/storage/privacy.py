@@ -19,9 +19,9 @@ _OTHERS_READ = 0o055
 _OTHERS = 0o077
 
 
-def is_open(fs: Fs, fd: int) -> bool:
-    """Whether users other than its owner can look into a folder."""
-    return bool(fs.stat_fd(fd).st_mode & _OTHERS_READ)
+def is_open(found: os.stat_result) -> bool:
+    """Whether users other than its owner can look into a folder of this status."""
+    return bool(found.st_mode & _OTHERS_READ)
 
 
 def close(fs: Fs, fd: int) -> bool:

@@ -165,8 +165,11 @@ class Site:
     def open_state(self) -> Iterator[int]:
         """The folder of the site's state, created if missing, 0700."""
         try:
-            os.makedirs(self.state, mode=0o700, exist_ok=True)
-            fd = self.fs.open_root(self.state)
+            try:
+                fd = self.fs.open_root(self.state)
+            except FileNotFoundError:
+                os.makedirs(self.state, mode=0o700, exist_ok=True)
+                fd = self.fs.open_root(self.state)
         except OSError as error:
             raise Usage(f"cannot use the state folder {self.state}: {reason(error)}") from error
         try:

@@ -139,7 +139,7 @@ class Tier(Struct, frozen=True):
             except OSError as error:
                 raise Unavailable(f"{self}: the folder of bucket {bucket} cannot be opened: {reason(error)}") from error
         try:
-            if why := documents.disowned(self.fs, fd):
+            if why := documents.disowned(self.fs, self.fs.stat_fd(fd)):
                 raise Disowned(f"{self}: its folder {bucket} {why}; its content is not trusted")
             return OpenTier(self, fd)
         except BaseException:
@@ -193,7 +193,7 @@ class Tier(Struct, frozen=True):
         if identity.get("uuid") != self.expected:
             held = f"{identity.get('region', '?')}/{identity.get('class', '?')}, {identity.get('uuid', '?')}"
             raise TierAway(f"{self} is offline: {path} holds another tier ({held})")
-        if why := documents.disowned(self.fs, fd):
+        if why := documents.disowned(self.fs, self.fs.stat_fd(fd)):
             raise Disowned(f"{self}: {path} {why}; its content is not trusted")
 
     def __str__(self) -> str:

@@ -152,6 +152,26 @@ def test_a_directory_of_a_tree_bucket_costs_no_more_calls_than_before(memory: Pa
         check(cost, add, "directory")
 
 
+LOOK_LIMITS = {"open_root": 2, "open_dir": 3, "close": 5, "stat_fd": 4, "stat": 7, "mounts": 1}
+"""Calls a bucket. One of each is for the region, and one `open_root` for the site's state, which a daemon looks at
+elsewhere. `stat` includes the six documents."""
+
+
+def test_a_look_at_a_bucket_that_finds_nothing_costs_no_more_calls_than_before(memory: Path) -> None:
+    """A daemon looks at each bucket every second: at its identity, its documents and the mounts, and at nothing that
+    only work needs."""
+    fs = Counting()
+    with World(memory, fs=fs) as world:
+        world.write("k", b"data")
+        world.settle()
+        for _ in range(2):  # the first look is one into .fsrepl/displaced too, which there is every ten seconds
+            fs.calls.clear()
+            for region in world.engine.regions.values():
+                region.probe_buckets()
+        found = {name: number / 2 for name, number in fs.calls.items()}
+        assert {name: n for name, n in found.items() if n > LOOK_LIMITS.get(name, 0)} == {}
+
+
 LIFECYCLE_LIMITS = {
     "any": {"open_dir": 0.3, "queries": 0.1, "transactions": 0.1, "sync_file": 0.1, "sync_all": 0.05},
     "expired": {
