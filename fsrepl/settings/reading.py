@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import os
 import re
@@ -47,7 +48,7 @@ class _Text:
     """The parsed values of a file, and the line of each."""
 
     def __init__(self, text: str, path: Path) -> None:
-        self.path, self.lines = path, dict[Keys, int]()
+        self.path, self._text = path, text
         try:
             self.values = tomllib.loads(text)
         except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: a number of 5,000 digits
@@ -55,9 +56,15 @@ class _Text:
             line = re.match(r"line (\d+)", at)
             number = line[1] if line else text.rstrip("\n").count("\n") + 1
             raise Usage(f"{path}, line {number}: this is not TOML: {what or at}") from error
-        for statement in statements(text):
+
+    @functools.cached_property
+    def lines(self) -> dict[Keys, int]:
+        """The line of each value, for messages: every command reads the file, and few find something wrong in it."""
+        lines: dict[Keys, int] = {}
+        for statement in statements(self._text):
             for keys in statement.keys:
-                self.lines.setdefault(keys, statement.first + 1)
+                lines.setdefault(keys, statement.first + 1)
+        return lines
 
     def wrong(self, keys: Keys, what: str) -> Usage:
         return Usage(f"{self.path}, line {self.lines[keys]}: {what}")
