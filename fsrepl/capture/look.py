@@ -95,7 +95,7 @@ def look(
         at = bucket.views.get(directory)
     except OSError as error:
         # a link instead of a directory on the path: the key is gone
-        return Missing() if error.errno == errno.ELOOP else _not_there(error)
+        return Missing() if error.errno == errno.ELOOP else _not_there(error, known)
     try:
         found = bucket.fs.stat(at, name)
         if keys.is_directory(change.key):
@@ -127,7 +127,7 @@ def look(
         again_s = max(_LEASED_S, open_for_s / 4)
         return Later(min(again_s, waits.after_s) if waits else again_s, "the file is open for writing", opened=True)
     except OSError as error:
-        return _not_there(error)
+        return _not_there(error, known)
     try:
         found = bucket.fs.stat_fd(fd)
         if not bucket.fs.is_regular(found):
@@ -299,7 +299,7 @@ def _closed(bucket: OpenBucket, at: int, name: bytes, known: Object | None, why:
     try:
         fd = bucket.fs.open_inode(at, name)
     except OSError as error:
-        return _not_there(error)
+        return _not_there(error, known)
     try:
         found = bucket.fs.stat_fd(fd)
         if known is None or known.marker or not known.view or not known.view.has_content_of(found):
@@ -309,8 +309,14 @@ def _closed(bucket: OpenBucket, at: int, name: bytes, known: Object | None, why:
         bucket.fs.close(fd)
 
 
-def _not_there(error: OSError) -> Seen:
-    if error.errno in GONE:
+def _not_there(error: OSError, known: Object | None) -> Seen:
+    """The state of a name that cannot be opened. Raises the error where it may pass.
+
+    A command may name a key that is too long for a file: there is none, and none is to come. Where the key has a
+    version, the region may lie on a filesystem of shorter names than before, and that is no deletion.
+    """
+    is_no_file = error.errno == errno.ENAMETOOLONG and (known is None or known.marker)
+    if error.errno in GONE or is_no_file:
         return Missing()
     if error.errno in (errno.ELOOP, errno.ENXIO):
         return Missing("not a regular file")

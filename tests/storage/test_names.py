@@ -100,6 +100,22 @@ def test_paths_that_are_too_long_for_a_call(tmp_path: Path, names: list[bytes]) 
         subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)  # pytest's own clean-up cannot
 
 
+@pytest.mark.parametrize(
+    "key", ["n" * 256, f"{'d' * 300}/f", "/".join(["p" * 250] * 20)], ids=lambda key: str(len(key))
+)
+def test_a_key_that_no_file_can_have_is_deleted_like_any_other(tmp_path: Path, key: str) -> None:
+    """Section 5: `rm` of an unknown key adds a marker, as in S3, which crosses; there is no file to wait for."""
+    with World(tmp_path) as world:
+        world.remove(key)
+        world.region().look_at(SOURCE, [key.encode()])  # as each command does on the key that it names
+        world.settle()
+        assert [version.marker for version in world.of(key)] == [True]
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
+        for bucket in (SOURCE, DESTINATION):
+            assert not world.state(bucket).deferred
+        world.stays_quiet()
+
+
 def test_what_is_no_file_is_no_version(tmp_path: Path) -> None:
     """G9, section 2: a link or a FIFO in the store under a version's name is skipped, also in listings."""
     with World(tmp_path) as world:
