@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
 from collections.abc import Callable
 from typing import Any
@@ -26,27 +27,65 @@ class UnsyncedFs(Fs):
         pass
 
 
-class DyingFs(UnsyncedFs):
-    """Another filesystem for a number of changes, then dead, also for clean-up."""
+_OF_A_FILE = frozenset(
+    {"write", "truncate", "set_attribute", "remove_attribute", "set_acl", "remove_acl", "chmod", "chown", "set_mtime",
+     "clone", "sync_file"}
+)  # fmt: skip
+"""The changes whose first argument is the file."""
+_OF_A_NAME = frozenset({"create", "unlink", "rename", "rename_new", "link"})
+"""The changes whose arguments are a directory and a name, or two of each."""
+_LASTS = re.compile(rb"(large|capture|move)\.")
+"""The names of staged files that a start keeps."""
+EACH_CHANGE = bool(os.environ.get("FSREPL_LONG"))
 
-    def __init__(self, calls: int, other: Fs | None = None) -> None:
+
+class DyingFs(UnsyncedFs):
+    """Another filesystem for a number of changes, then dead, also for clean-up.
+
+    Of changes in a row that only .fsrepl/tmp has, the first counts. A start sweeps that folder by the names in it, and
+    reads none of the files: a cut between two of these changes leaves something to be swept, as does the cut before the
+    change that comes after them. Nor does making a file count that is there already, since nothing changes. each: all
+    of them count, as they do with FSREPL_LONG=1, on a disk that forgets, and in tests/journeys/test_power_cut.py.
+    """
+
+    def __init__(self, calls: int, other: Fs | None = None, *, each: bool = EACH_CHANGE) -> None:
         self.calls_left = calls
         self.died = False
         self.died_in = ""
+        self._each = each or not isinstance(other or self, UnsyncedFs)  # a disk that forgets
+        self._was_staged = False
         other = other or UnsyncedFs()
         for name in MUTATIONS:
             setattr(self, name, self._counted(name, getattr(other, name)))
 
     def _counted(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object, **more: object) -> object:
-            if self.calls_left <= 0:
-                self.died = True
-                self.died_in = self.died_in or name
-                raise PowerCut(name)
-            self.calls_left -= 1
+        def call(*args: Any, **more: object) -> object:
+            if self.died or self._each or self._counts(name, *args):
+                if self.calls_left <= 0:
+                    self.died = True
+                    self.died_in = self.died_in or name
+                    raise PowerCut(name)
+                self.calls_left -= 1
             return real(*args, **more)
 
         return call
+
+    def _counts(self, change: str, *args: Any) -> bool:
+        if change == "create" and os.access(args[1], os.F_OK, dir_fd=args[0], follow_symlinks=False):
+            return False
+        before, self._was_staged = self._was_staged, _is_staged(change, *args)
+        return not (before and self._was_staged)
+
+
+def _is_staged(change: str, *args: Any) -> bool:
+    """Whether a change is of a file that only .fsrepl/tmp has, and that the next start sweeps, or of its name there."""
+    if change in _OF_A_FILE:
+        folder, _, file = os.fsencode(os.readlink(f"/proc/self/fd/{args[0]}")).rpartition(b"/")
+        return folder.endswith(b"/.fsrepl/tmp") and not _LASTS.match(file) and os.fstat(args[0]).st_nlink == 1
+    if change in _OF_A_NAME:
+        folders = [os.readlink(f"/proc/self/fd/{at}") for at in args[::2]]
+        return all(at.endswith("/.fsrepl/tmp") for at in folders) and not any(map(_LASTS.match, args[1::2]))
+    return False
 
 
 class FailingFs(UnsyncedFs):

@@ -327,7 +327,7 @@ class _Run:
 
     def without_fault(self) -> tuple[int, dict[str, Any]]:
         """How many changes the journey makes, and what is there in the end."""
-        fs = DyingFs(1 << 60)
+        fs = DyingFs(1 << 60, each=True)  # as FailingFs counts them
         with self._world(fs) as world:
             fs.calls_left = 1 << 60
             self._travel(world)
@@ -338,7 +338,7 @@ class _Run:
     def with_fault(self, fault: str, change: int, *, again: bool = False) -> tuple[dict[str, Any], str]:
         """What is there in the end, and where the fault was. again: the recovery from a crash crashes too."""
         is_crash, for_ever = fault == "crash", change % 2 == 1
-        fs: Any = DyingFs(1 << 60) if is_crash else FailingFs(1 << 60, getattr(errno, fault))
+        fs: Any = DyingFs(1 << 60, each=True) if is_crash else FailingFs(1 << 60, getattr(errno, fault))
         with self._world(fs) as world:
             fs.calls_left = change
             if not is_crash:
@@ -379,7 +379,7 @@ def _crash_again(world: World, change: int) -> str:
     """Start a crashed site with a disk that dies at a change, then at a later one, and so on; where that was."""
     died: list[str] = []
     while True:
-        fs = DyingFs(change)
+        fs = DyingFs(change, each=True)
         world.restart(fs=fs, without_journal=len(died) % 3 == 1)
         with contextlib.suppress(PowerCut):
             world.settle()

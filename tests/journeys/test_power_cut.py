@@ -58,7 +58,7 @@ def test_power_cut_at_every_change(memory: Path, act: Act, sharing: str, without
         act(world)
         there = world.tree(SOURCE)
         seen = world.tree(DESTINATION)
-        fs = DyingFs(calls)
+        fs = DyingFs(calls, each=True)
         world.restart(fs=fs)
         with contextlib.suppress(PowerCut):
             world.settle()
