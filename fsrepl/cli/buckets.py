@@ -206,9 +206,13 @@ def bucket_trees(
 
 @bucket.command("ls")
 def bucket_ls(
-    region: Annotated[
+    where: Annotated[
         str | None,
-        typer.Argument(metavar="REGION", help="Only buckets of this region.", autocompletion=completion.regions),
+        typer.Argument(
+            metavar="REGION[/BUCKET]",
+            help="Only buckets of this region, or one bucket.",
+            autocompletion=completion.places,
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -217,10 +221,15 @@ def bucket_ls(
     from fsrepl.commands.documents import buckets as documents
 
     site = open_answering_site()
-    if region is not None and region not in site.destinations:
-        site.buckets_of(region)  # raises for an unknown one
-    there = [each for service in services_of(site) if region in (None, service["name"]) for each in service["buckets"]]
+    region, _, name = (where or "").partition("/")
+    if region and region not in site.destinations:
+        site.bucket(f"{region}/{name}") if name else site.buckets_of(region)  # raises for an unknown one
+    there = [each for service in services_of(site) if region in ("", service["name"]) for each in service["buckets"]]
     rows = [*documents.buckets(site, region), *map(services.bucket_document, there)]
+    if name:
+        rows = [row for row in rows if row["Bucket"] == where]
+        if not rows:
+            raise Refused("NoSuchBucket", f"there is no bucket {name} in {region} that this site knows")
     if json:
         print_json({"Buckets": rows})
         return

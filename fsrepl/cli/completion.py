@@ -24,6 +24,11 @@ def buckets(context: typer.Context, incomplete: str) -> list[str]:
     return sorted(address for address in _buckets(context) if address.startswith(incomplete))
 
 
+def places(context: typer.Context, incomplete: str) -> list[str]:
+    """Completions of REGION[/BUCKET]."""
+    return (buckets if "/" in incomplete else regions)(context, incomplete)
+
+
 def objects(context: typer.Context, incomplete: str) -> list[str]:
     """Completions of REGION/BUCKET/KEY, from the views."""
     region, _, rest = incomplete.partition("/")

@@ -44,6 +44,25 @@ def test_quiet_keeps_the_answers(site: Site) -> None:
     assert (suspended.out, SOURCE in suspended.err, "DstBucketUnversioned" in suspended.err) == ("", True, True)
 
 
+def test_buckets_are_listed_of_a_site_a_region_or_by_name(site: Site) -> None:
+    """Section 5: `bucket ls` takes an address too, as the other commands on buckets do."""
+
+    def listed(*where: str) -> list[str]:
+        return [each["Bucket"] for each in json.loads(site.must("bucket", "ls", *where, "--json").out)["Buckets"]]
+
+    site.must("bucket", "create", "east/other")
+    assert listed() == ["east/other", SOURCE, DESTINATION]
+    assert listed("east") == ["east/other", SOURCE]
+    assert listed(SOURCE) == [SOURCE]
+    for where, status, message in (
+        ("east/none", 3, "NoSuchBucket: "),
+        ("nowhere", 2, "there is no region"),
+        ("nowhere/src", 2, "there is no region"),
+    ):
+        refused = site.run("bucket", "ls", where)
+        assert (refused.code, refused.out, refused.err.startswith(message)) == (status, "", True)
+
+
 def test_a_daemon_that_is_just_being_started_is_waited_for(site: Site) -> None:
     """The README's first steps, pasted: `fsrepl daemon &` on one line, `fsrepl wait && echo safe` on the next."""
     with site:

@@ -43,6 +43,7 @@ def offered(words: str, **environ: str) -> list[str]:
         ("replication enable east/src w", ["west/dst"]),
         ("versioning show ", ["east/src", "west/dst"]),
         ("bucket ls e", ["east"]),
+        ("bucket ls east/", ["east/src"]),
         ("role show x", []),
         ("head nowhere/x/y", []),
     ],

@@ -8,9 +8,9 @@ from fsrepl.storage.bucket import Bucket
 from fsrepl.storage.site import Site
 
 
-def buckets(site: Site, region: str | None = None) -> list[Document]:
+def buckets(site: Site, region: str = "") -> list[Document]:
     """The buckets, or the buckets of one region, with their settings."""
-    return [_bucket(site.buckets[a]) for a in sorted(site.buckets) if region in (None, site.buckets[a].region)]
+    return [_bucket(site.buckets[a]) for a in sorted(site.buckets) if region in ("", site.buckets[a].region)]
 
 
 def _bucket(bucket: Bucket) -> Document:
