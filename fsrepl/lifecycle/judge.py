@@ -140,6 +140,10 @@ class Judge:
         """Judge keys that have actions, with all that is known of them; most are as they were without."""
         statuses = self.journal.deliveries.unfinished_of(self.bucket.address, asked)
         for key, (facts, actions) in asked.items():
+            if key not in statuses and not self.is_filled and all(each.tags is not None for each in facts):
+                by_id = {each.id: each for each in facts}
+                found.due += [Due(key, each, by_id[each.version_id]) for each in actions]
+                continue
             ids = {each.version_id for each in actions}
             whole, unknown = self._completed(key, facts, ids, statuses.get(key, {}), found.read)
             if whole != facts or self.is_filled:

@@ -127,6 +127,8 @@ def _how(flags: int, resolve: int) -> _How:
 _MOUNTS = MountTable()
 _NOATIME = getattr(os, "O_NOATIME", 0)
 _HOW_BYTES = ctypes.sizeof(_OpenHow)
+_ATTRIBUTE_BYTES = 512
+"""Most attributes are not longer, records included."""
 
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY
@@ -163,6 +165,17 @@ def _fail(name: bytes | str = "") -> OSError:
 
 
 def _attribute_of(file: int | str, name: str) -> bytes | None:
+    if isinstance(file, int) and hasattr(os, "getxattr"):
+        # os.getxattr makes a second call, with a buffer of 64 KiB, for more than 128 bytes, as most records have
+        buffer = ctypes.create_string_buffer(_ATTRIBUTE_BYTES)
+        size: int = _libc.fgetxattr(file, name.encode(*_NAME_CODE), buffer, _ATTRIBUTE_BYTES)
+        if size >= 0:
+            return buffer.raw[:size]
+        number = ctypes.get_errno()
+        if number == errno.ENODATA or number in UNSUPPORTED:
+            return None
+        if number != errno.ERANGE:
+            raise _fail(name)
     try:
         return _xattr.getxattr(file, name)
     except OSError as error:
