@@ -2,8 +2,9 @@
 
 A file is read once, from its start to its end, without its holes; memory does not grow with it. A few pieces are on
 their way at once, so that no thread waits for another one's turn on a busy machine. Every hand-over of a piece costs
-processor time: only work that takes as long as the hash itself has a thread of its own. A file that is hashed while it
-is written is in memory: it is read by the thread that hashes it, on one processor, since the others are busy.
+processor time: only work that takes as long as the hash itself has a thread of its own. A file that is in memory, as
+one that is hashed while it is written, is read by the thread that hashes it. That hashes on one processor where the
+others copy or cut, which takes longer.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _AHEAD, _BEHIND = 3, 3
 _READS, _READS_AHEAD = 4, 6
 """Past the page cache, so many reads are under way at once, and so many pieces are read ahead: a disk of today needs
 some MiB of requests at any time for its full rate, as the kernel's own read-ahead makes them."""
+_SHARE_AWAY = 16
+"""A file is in memory where the page cache has all but this part of it."""
 SMALL_BYTES = 1 << 20
 """The size limit below which content is read, hashed and copied as a whole."""
 _BLOCK_BYTES = 4096
@@ -58,7 +61,7 @@ Final = Callable[[int], int]
 
 def pieces(fs: Fs, fd: int, read: Read | None = None, final: Final | None = None) -> Generator[Piece, None, None]:
     """A file's content from its start to its end. ECANCELED when the process is about to end."""
-    if read is None and final is not None:
+    if read is None and (final is not None or _is_at_hand(fs, fd)):
         yield from _pieces_at_hand(fs, fd, final)
         return
     buffers: list[memoryview] = []
@@ -81,7 +84,14 @@ def pieces(fs: Fs, fd: int, read: Read | None = None, final: Final | None = None
             yield piece
 
 
-def _pieces_at_hand(fs: Fs, fd: int, final: Final) -> Iterator[Piece]:
+def _is_at_hand(fs: Fs, fd: int) -> bool:
+    """Whether nearly all of a file is in the page cache."""
+    found = fs.stat_fd(fd)
+    size = min(found.st_size, found.st_blocks * 512)
+    return fs.cached_bytes(fd, 0, found.st_size) >= size - size // _SHARE_AWAY
+
+
+def _pieces_at_hand(fs: Fs, fd: int, final: Final | None) -> Iterator[Piece]:
     """As pieces, of a file that is in memory: each is read when it is asked for."""
     buffers: list[memoryview] = []
     for number, (at, size, is_hole) in enumerate(_steps(fs, fd, final)):
@@ -174,7 +184,7 @@ def content(
     told: with the number of bytes done so far. final: where the file is being written meanwhile, in order. Raises
     OSError.
     """
-    hasher = digests.Hasher(parallel=final is None)
+    hasher = digests.Hasher(parallel=final is None and not blocks)
     cutter = Cutter(average or blockmap.average_of(fs.stat_fd(fd).st_size), known) if blocks else None
     size, name = 0, threading.current_thread().name
     working: deque[tuple[int, list[Future[None]]]] = deque()
