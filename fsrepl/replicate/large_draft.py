@@ -30,6 +30,11 @@ PAGE_BYTES = 4096
 """The unit in which a changed block is compared with what is in its place in the base."""
 _WRITTEN_BYTES = 8 << 20
 """So much is written to the disk at once."""
+_LEAVES_CACHE_BYTES = 128 << 20
+"""From this size on a replica leaves the page cache as it gets to the disk: it would take the place of what people use,
+and to find memory for it takes longer than to copy it where all is in use."""
+_LEFT_BYTES = 64 << 20
+"""So much is left in the page cache at once, since it is not on the disk yet."""
 _RESERVED_MAX = 256
 """So many separate parts are reserved in advance; more, as after scattered changes, are small."""
 
@@ -78,6 +83,11 @@ class _LargeFile(StagedFile):
         self._read_back: ReadBack | None = None
         self._written = 0
         """Up to here the kernel was told to write it to the disk."""
+        self._left_at = 0
+        """Up to here it had come when its part on the disk was last dropped from the page cache."""
+        is_read_again = not linked and not (self._may_share and sharing.can_reflink(bucket))
+        self._leaves_cache = replica.size >= _LEAVES_CACHE_BYTES and not is_read_again
+        """Not where the view is copied from it."""
         self.compares = False
         self.foreseen: Sequence[Span] = ()
 
@@ -107,6 +117,15 @@ class _LargeFile(StagedFile):
         if (size := at - self._written) >= _WRITTEN_BYTES:
             self.bucket.fs.start_writing(self.fd, self._written, size)
             self._written = at
+            self._leave_cache(at)
+
+    def _leave_cache(self, at: int) -> None:
+        """Drop what is on the disk and was read back from the page cache. What is not on the disk stays there."""
+        if not self._leaves_cache or self._read_back is None or at - self._left_at < _LEFT_BYTES:
+            return
+        self._left_at = at
+        if (until := min(at, self._read_back.position) - _LEFT_BYTES) > 0:
+            self.bucket.fs.drop_cache(self.fd, 0, until)
 
     def _steps(
         self, plan: Plan, base: Base | None, *, cloned: bool, is_new: bool
@@ -216,6 +235,8 @@ class _LargeFile(StagedFile):
         staged = super().stage()
         try:
             self.bucket.fs.sync_file(self.fd)
+            if self._leaves_cache:
+                self.bucket.fs.drop_cache(self.fd)
             if staged.view:
                 self._sync_view(staged.view)
             # no other try may take it for an unfinished one

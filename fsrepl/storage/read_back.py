@@ -31,6 +31,8 @@ class ReadBack:
         self._fd = bucket.fs.open_read(bucket.tmp, name)  # of its own: it may be read directly, and not be written so
         self._changed = threading.Condition()
         self._final, self._complete, self._cancelled = 0, False, False
+        self.position = 0
+        """All before it was read back."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-read-back")
         self._read = hashing.PastCache(self._fs, self._fd) if past_cache else None
         self._found = self._thread.submit(self._hash)
@@ -57,6 +59,7 @@ class ReadBack:
 
     def _told(self, done: int) -> None:
         self._raise_if_cancelled()
+        self.position = done
         if self._on_read is not None:
             self._on_read(done)
 

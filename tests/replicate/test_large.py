@@ -22,9 +22,10 @@ from msgspec import structs
 from fsrepl.daemon import engine
 from fsrepl.model import blockmap, digests
 from fsrepl.model.version import Status
-from fsrepl.replicate import sending
+from fsrepl.replicate import large_draft, sending
 from fsrepl.settings import reading
 from fsrepl.storage import copying, staging
+from fsrepl.storage.fs import Fs
 from tests import mounts
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
 from tests.forgetful import ForgetfulFs
@@ -345,6 +346,43 @@ def test_a_copy_is_made_by_the_kernel_and_hashed_meanwhile(world: World) -> None
     world.write("k", content())
     capture(world)
     assert world.current("k").size == SIZE
+
+
+@mounts.only_root
+@pytest.mark.parametrize("size", [SIZE, SIZE // 4])
+def test_a_large_replica_leaves_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Section 9: what people have there stays, their own large file included; a smaller replica stays there too."""
+    monkeypatch.setattr(sending, "_CHUNK", 256 << 10)
+    monkeypatch.setattr(large_draft, "_LEAVES_CACHE_BYTES", SIZE)
+    monkeypatch.setattr(large_draft, "_LEFT_BYTES", 512 << 10)
+    monkeypatch.setattr(large_draft, "_WRITTEN_BYTES", 256 << 10)
+
+    class Dropping(Fs):
+        def __init__(self) -> None:
+            self.parts: list[int] = []
+
+        def drop_cache(self, fd: int, at: int = 0, count: int = 0) -> None:
+            self.parts.append(count)
+            super().drop_cache(fd, at, count)
+
+    with (
+        mounts.ext4(tmp_path) as at,
+        World(tmp_path / "world", regions={"east": at / "east", "west": at / "west"}) as world,
+    ):
+        set_up(world)
+        world.restart(fs=(fs := Dropping()))
+        world.write("k", content(size))
+        fs.parts.clear()
+        world.settle()
+        assert world.tree(DESTINATION) == {"k": content(size)}
+        leaves = size == SIZE
+        assert fs.parts == [*sorted(fs.parts[:-1]), 0] if leaves else not fs.parts
+        world.write("k", content(size, 2))
+        world.settle()
+        for bucket in (SOURCE, DESTINATION):
+            with world.path("k", bucket).open("rb") as file:
+                is_there = fs.cached_bytes(file.fileno(), 0, size) >= size
+                assert is_there == (bucket == SOURCE or not leaves)
 
 
 def test_a_file_that_is_cut_short_during_its_capture_is_captured_as_it_is(world: World) -> None:
