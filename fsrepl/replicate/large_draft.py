@@ -85,9 +85,8 @@ class _LargeFile(StagedFile):
         """Up to here the kernel was told to write it to the disk."""
         self._left_at = 0
         """Up to here it had come when its part on the disk was last dropped from the page cache."""
-        is_read_again = not linked and not (self._may_share and sharing.can_reflink(bucket))
-        self._leaves_cache = replica.size >= _LEAVES_CACHE_BYTES and not is_read_again
-        """Not where the view is copied from it."""
+        self._leaves_cache = False
+        """Whether nothing reads it soon: see missing."""
         self.compares = False
         self.foreseen: Sequence[Span] = ()
 
@@ -98,6 +97,9 @@ class _LargeFile(StagedFile):
         lacks = self._of_earlier_try(blocks) if self._again else blocks
         if is_new := len(lacks) == len(blocks):
             fs.truncate(self.fd, 0)
+        # Without reflinks, the next update is copied from this one, and comes soon where there was one before.
+        is_left_alone = self._shares_blocks or (self._linked and base is None)
+        self._leaves_cache = self.replica.size >= _LEAVES_CACHE_BYTES and is_left_alone
         plan = delta.plan(lacks, base.blocks if base is not None else None)
         self._reserve(plan.missing)
         self.foreseen = sorted(plan.missing)
@@ -186,6 +188,11 @@ class _LargeFile(StagedFile):
     @property
     def _may_share(self) -> bool:
         return self.bucket.bucket.sharing != "private"
+
+    @property
+    def _shares_blocks(self) -> bool:
+        """Whether its view, and the next version, are made of it by reflinks."""
+        return self._may_share and sharing.can_reflink(self.bucket)
 
     def _clone(self, base: Base) -> bool:
         if not self._may_share:

@@ -351,7 +351,8 @@ def test_a_copy_is_made_by_the_kernel_and_hashed_meanwhile(world: World) -> None
 @mounts.only_root
 @pytest.mark.parametrize("size", [SIZE, SIZE // 4])
 def test_a_large_replica_leaves_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Section 9: what people have there stays, their own large file included; a smaller replica stays there too."""
+    """Section 9: what people have there stays, their own large file included. A smaller replica stays, and one that is
+    updated."""
     monkeypatch.setattr(sending, "_CHUNK", 256 << 10)
     monkeypatch.setattr(large_draft, "_LEAVES_CACHE_BYTES", SIZE)
     monkeypatch.setattr(large_draft, "_LEFT_BYTES", 512 << 10)
@@ -377,12 +378,21 @@ def test_a_large_replica_leaves_the_page_cache(tmp_path: Path, monkeypatch: pyte
         assert world.tree(DESTINATION) == {"k": content(size)}
         leaves = size == SIZE
         assert fs.parts == [*sorted(fs.parts[:-1]), 0] if leaves else not fs.parts
-        world.write("k", content(size, 2))
+        world.write("new", content(size, 2))
         world.settle()
-        for bucket in (SOURCE, DESTINATION):
-            with world.path("k", bucket).open("rb") as file:
-                is_there = fs.cached_bytes(file.fileno(), 0, size) >= size
-                assert is_there == (bucket == SOURCE or not leaves)
+
+        def is_cached(bucket: str) -> bool:
+            with world.path("new", bucket).open("rb") as file:
+                return fs.cached_bytes(file.fileno(), 0, size) >= size
+
+        assert is_cached(SOURCE)
+        assert is_cached(DESTINATION) == (not leaves)
+        world.write(
+            "new", content(size, 2) + b"more"
+        )  # without reflinks, a further update would be copied from this one
+        world.settle()
+        assert world.path("new", DESTINATION).stat().st_size == size + 4
+        assert is_cached(DESTINATION)
 
 
 def test_a_file_that_is_cut_short_during_its_capture_is_captured_as_it_is(world: World) -> None:
