@@ -152,6 +152,7 @@ def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change:
         try:
             publish(region, state, bucket, [new])
         except Exception:
+            state.is_indexed = False
             if new.version.id != NULL and not region.engine.journal.versions.has_version(bucket.address, new.version):
                 versions.remove(bucket, new.version)  # not visible yet, and the next try makes another one
             raise

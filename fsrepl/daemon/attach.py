@@ -17,7 +17,7 @@ from fsrepl.region.mailbox import DropQueues, Probe, RetryNow
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
-from fsrepl.repair import rebuild, reconcile, recover, refetch
+from fsrepl.repair import rebuild, reconcile, recover, refetch, settled
 from fsrepl.replicate import backfill, thresholds
 from fsrepl.storage import privacy
 from fsrepl.storage.bucket import OpenBucket
@@ -93,6 +93,17 @@ class Attaching(Region):
             self._record_skipped(state)
             schedule.start_due(self, state)
 
+    def note_settled(self, *, at_once: bool = False) -> None:
+        """Note now and then, between two batches, that the journal has all that is in the stores."""
+        now_s, journal = time.monotonic(), self.engine.journal
+        for state in self.states.values():
+            is_due = at_once or now_s - state.noted_s >= settled.NOTE_S
+            is_true = state.is_up and state.is_indexed and not self.has_failed
+            if is_true and is_due and state.noted_commits != journal.commits:
+                state.noted_s, state.noted_commits = now_s, journal.commits
+                with contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:
+                    settled.note(bucket, journal)
+
     def _report_exposed(self, state: BucketState) -> None:
         """Report that other users could read the daemon's own files, and close the files below as well."""
         if state.bucket.exposed == state.reported_exposed:
@@ -141,6 +152,7 @@ class Attaching(Region):
         backfill.resume(self, state, bucket)
         state.was_scanned = self.engine.watcher is not None and engine.journal.scanned_ns(address) > 0
         state.phase, state.why, state.unsettled, state.scanned_ns = Phase.SCANNING, "", False, None
+        state.is_indexed, state.noted_s = True, time.monotonic()
         state.placing.begin_again()
         state.placing.swept.clear()
         state.placing.checks_links = True

@@ -107,6 +107,7 @@ class Worker(Attaching):
                     self._record_skipped(state)
                     with state.bucket.open() as bucket:
                         reconcile.sign(bucket, self.engine.journal)
+            self.note_settled(at_once=True)
 
     def take_turn(self) -> bool:
         self.worked_for.clear()
@@ -114,6 +115,7 @@ class Worker(Attaching):
         now_s = time.monotonic()
         if now_s >= self._probe_at_s:
             self.probe_buckets()
+            self.note_settled()
         busy |= schedule.follow_events(self) | schedule.step(self)
         for step in (
             self._take,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
-from fsrepl.errors import FsreplError, Unavailable, reason
+from fsrepl.errors import FsreplError, Refused, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.region import delivery_queue
@@ -87,6 +87,8 @@ class Receiver(abc.ABC):
         self.thread: threading.Thread | None = None
         self.stopping = False
         self.busy_since_s = 0.0
+        self.has_failed = False
+        """Work that a caller asked for has failed once, perhaps between the store and the journal."""
 
     # -- the thread
 
@@ -177,6 +179,7 @@ class Receiver(abc.ABC):
                 future.set_result(what())
             except BaseException as error:
                 future.set_exception(error)
+                self.has_failed |= not isinstance(error, Refused)
                 if isinstance(error, sqlite3.Error) and database.is_passing(error):
                     raise  # the caller receives it, and the region starts again
 

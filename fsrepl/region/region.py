@@ -88,6 +88,7 @@ class Region(Receiver, Sources):
     def suspend(self, state: BucketState, phase: Phase, why: str) -> None:
         """Make a bucket AWAY or SUSPENDED and drop its queues. Nothing is lost: a scan follows when it is back."""
         state.unsettled |= self._is_unsettled(state)
+        state.is_indexed = False
         state.phase, state.why = phase, why
         state.scan_began_ns = 0
         state.scans = Scans()

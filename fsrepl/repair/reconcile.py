@@ -12,17 +12,20 @@ import contextlib
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 
 from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import attributes, keys
 from fsrepl.model.version import NULL, Version
-from fsrepl.repair import rebuild
+from fsrepl.repair import rebuild, settled
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import FileType
+from fsrepl.storage.intents import read_intents
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.walk import directories
+from fsrepl.storage.walk import VANISHED, Directory, Walk, directories
+from fsrepl.views.directories import with_parents
 
 log = logging.getLogger("fsrepl")
 
@@ -41,8 +44,9 @@ def reconcile(
     """Update the journal's versions and deliveries of a bucket from its store.
 
     afresh: every record is read; else only those whose names the journal does not know, where the tree is the
-    one that was last read whole. The journal's knowledge of views is kept: a scan compares it with the
-    views. rebuilder: rewrites lost records; without one nothing is written.
+    one that was last read whole; and no directory that has not changed since the journal had all of it. The journal's
+    knowledge of views is kept: a scan compares it with the views. rebuilder: rewrites lost records; without one nothing
+    is written.
     """
     address = bucket.address
     journal.bucket_id(address, bucket.bucket.uuid)
@@ -51,7 +55,7 @@ def reconcile(
         afresh = True
         journal.set_tree(address, "")
     seen_directories: set[bytes] = set()
-    for step in directories(bucket.fs, bucket.versions):
+    for step in _changed(bucket, journal, seen_directories) if not afresh else directories(bucket.fs, bucket.versions):
         path, fd = step.path, step.fd
         files = (name for name, kind in step.entries if kind is FileType.REGULAR)
         names = list(itertools.islice(files, NAMES_AT_ONCE))
@@ -95,6 +99,53 @@ def reconcile(
         journal.set_tree(address, "")
     else:
         sign(bucket, journal)
+
+
+def _changed(bucket: OpenBucket, journal: Journal, unchanged: set[bytes]) -> Iterator[Directory]:
+    """The directories of the store that may not have the names that the journal knows. unchanged: gets the others.
+
+    One that the journal does not know at all is found by the number of its parent's links: two, and one for each
+    directory in it. Where a filesystem does not count them so (btrfs), each directory is read.
+    """
+    before_ns, address = settled.before_ns(bucket, journal), bucket.address
+    if not before_ns:
+        yield from directories(bucket.fs, bucket.versions)
+        return
+    intended = (keys.split(intent.key)[0] for _, group in read_intents(bucket) for intent in group)
+    looked_at = set(map(keys.stored_directory, intended))
+    known = {keys.stored_directory(path): path for path in journal.versions.version_directories(address)}
+    paths = {b"", *known, *with_parents(known)}
+    links = Counter(keys.split(path)[0] for path in paths if path)
+    for path in sorted(paths):
+        try:
+            fd = bucket.fs.open_dir(bucket.versions, path)
+        except OSError as error:
+            if error.errno not in VANISHED:
+                raise
+            continue
+        try:
+            found = bucket.fs.stat_fd(fd)
+            is_unchanged = found.st_ctime_ns < before_ns and found.st_nlink == 2 + links[path]
+            if is_unchanged and path not in looked_at and not _has_lost_record(bucket, journal, path, fd):
+                unchanged.add(known.get(path, path))
+                continue
+        finally:
+            bucket.fs.close(fd)
+        walk = Walk([path])
+        with walk.step(bucket.fs, bucket.versions) as directory:
+            yield directory
+            for _ in directory.entries:
+                pass
+        for below in walk.todo:
+            if below not in paths:
+                yield from directories(bucket.fs, bucket.versions, below)
+
+
+def _has_lost_record(bucket: OpenBucket, journal: Journal, path: bytes, fd: int) -> bool:
+    """Whether the first version of a directory has lost its record: attributes are lost by whole trees, not one by
+    one."""
+    first = next(journal.versions.file_names_in(bucket.address, path, 1), [])
+    return any(_is_lost(bucket, fd, path, name, stored) for name in first if (stored := keys.parse(name)))
 
 
 def sign(bucket: OpenBucket, journal: Journal) -> None:

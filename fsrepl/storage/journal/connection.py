@@ -103,6 +103,8 @@ class Connection:
         self.guard = threading.RLock()
         self.ids: dict[str, int] = {}
         self.names: dict[int, str] = {}
+        self.commits = 0
+        """The number of transactions so far."""
         if read_only:
             self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=5)
         else:
@@ -172,6 +174,7 @@ class Connection:
             try:
                 yield
                 self._db.execute("COMMIT")
+                self.commits += 1
             except BaseException:
                 self.ids, self.names = ids, names
                 if self._db.in_transaction:  # after some errors SQLite has already rolled back

@@ -119,6 +119,13 @@ class Journal(Connection):
     def set_tree(self, address: str, tree: str) -> None:
         self.set_fact(f"tree {address}", tree)
 
+    def settled(self, address: str) -> str:
+        """What is noted of the last moment at which all of a bucket's store was in its rows: see repair/settled.py."""
+        return self.fact(f"settled {address}")
+
+    def set_settled(self, address: str, noted: str) -> None:
+        self.set_fact(f"settled {address}", noted)
+
     def forget_trees(self) -> None:
         """Forget all trees, so that every bucket is read again before its rows are trusted."""
         self.execute("DELETE FROM fact WHERE name LIKE 'tree %'")
@@ -131,8 +138,8 @@ class Journal(Connection):
             for table in tables:
                 self.execute(f"DELETE FROM {table} WHERE bucket = ?", (number,))
             self.execute("DELETE FROM bucket WHERE id = ?", (number,))
-            facts = [f"{fact} {address}" for fact in ("scrub", "damage", "rewrites")]
-            self.execute("DELETE FROM fact WHERE name IN (?, ?, ?)", facts)
+            facts = [f"{fact} {address}" for fact in ("scrub", "damage", "rewrites", "settled")]
+            self.execute(f"DELETE FROM fact WHERE name IN ({','.join('?' * len(facts))})", facts)
             self.execute("DELETE FROM fact WHERE name GLOB ?", (f"crossed {address} *",))
         del self.ids[address], self.names[number]
 

@@ -360,7 +360,7 @@ class Versions:
                 return
             last = rows[-1][:3]
 
-    def file_names_in(self, address: str, directory: bytes) -> Iterator[list[bytes]]:
+    def file_names_in(self, address: str, directory: bytes, limit: int = PAGE) -> Iterator[list[bytes]]:
         """The names that the versions of one directory have in the store, where these spell their keys; in pages."""
         last: tuple[object, ...] = ()
         while True:
@@ -368,11 +368,11 @@ class Versions:
             rows = self._connection.execute(
                 "SELECT CAST(name || ';' || id || CASE WHEN marker THEN ';deleted' ELSE '' END AS BLOB), "
                 f"name, created, id FROM version WHERE bucket = ? AND dir = ? {where} "
-                f"ORDER BY name, created, id LIMIT {PAGE}",
+                f"ORDER BY name, created, id LIMIT {limit}",
                 (self._connection.ids.get(address), directory, *last),
             ).fetchall()
             yield [row[0] for row in rows]
-            if len(rows) < PAGE:
+            if len(rows) < limit:
                 return
             last = rows[-1][1:]
 

@@ -1,0 +1,61 @@
+"""Directories of the store that need not be compared at a start, since nothing in them has changed for long.
+
+Now and then, between two batches, a bucket's region notes the moment: all that was published by then is in the
+journal. A directory whose ctime is earlier has the names that the journal knows: no program can set that time, and each
+name that comes or goes sets it. So a start after a crash reads the directories of the last seconds, and not those of a
+million versions.
+
+The note is believed only where nothing else explains an early ctime: the clock was not set since, nor the machine
+started, and the filesystem is not an older state of itself, whose mark would be older too.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.journal.database import Journal
+
+NOTE_S = 5.0
+_SLACK_NS = 2_000_000_000
+"""Times of directories are as coarse as the kernel's tick, and a clock may be corrected a little without being set."""
+_SET_NS = 500_000_000
+_MARK = b"settled"
+"""An empty file in .fsrepl. Its ctime is part of the note."""
+_SINCE_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def note(bucket: OpenBucket, journal: Journal) -> None:
+    """Note that the journal has all that is in a bucket's store. Raises OSError."""
+    fs, now_ns, apart_ns = bucket.fs, time.time_ns(), _apart_ns()
+    try:
+        fd = fs.open_read(bucket.meta, _MARK)
+    except FileNotFoundError:
+        fd = fs.create(bucket.meta, _MARK)
+    try:
+        fs.set_mtime(fd, now_ns)
+        mark_ns = fs.stat_fd(fd).st_ctime_ns
+    finally:
+        fs.close(fd)
+    if abs(mark_ns - now_ns) < _SET_NS:  # else the times of the filesystem are those of another machine
+        with journal.guard:  # not a transaction: those are counted as news
+            journal.set_settled(bucket.address, json.dumps([now_ns, apart_ns, mark_ns]))
+
+
+def before_ns(bucket: OpenBucket, journal: Journal) -> int:
+    """The ctime before which a directory of a bucket's store has not changed since the journal had all of it; 0 where
+    nothing is known of that. Raises OSError."""
+    if not (text := journal.settled(bucket.address)):
+        return 0
+    noted_ns, apart_ns, mark_ns = json.loads(text)
+    try:
+        is_same = bucket.fs.stat(bucket.meta, _MARK).st_ctime_ns == mark_ns
+    except FileNotFoundError:
+        return 0
+    return noted_ns - _SLACK_NS if is_same and abs(_apart_ns() - apart_ns) < _SET_NS else 0
+
+
+def _apart_ns() -> int:
+    """How far the time of day is from that since the boot: the same for as long as nobody sets the clock."""
+    return time.time_ns() - time.clock_gettime_ns(_SINCE_BOOT)

@@ -1,0 +1,175 @@
+"""Which directories of the store a start compares: those that may have changed since the journal had all of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.repair import reconcile, settled
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import Entry, Fs
+from fsrepl.storage.intents import Act, Intent, write_intents
+from tests.waiting import until
+from tests.world import SOURCE, World
+
+DIRECTORIES = 8
+
+
+class _Reading(Fs):
+    """Counts the directories that are read."""
+
+    number = 0
+
+    def entries(self, fd: int) -> Iterator[Entry]:
+        self.number += 1
+        return super().entries(fd)
+
+
+@pytest.fixture
+def world(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A site with some directories, of which it was just noted that the journal has all of them."""
+    monkeypatch.setattr(settled, "_SLACK_NS", 0)
+    with World(memory / "w", fs=_Reading()) as found:
+        for number in range(DIRECTORIES):
+            found.write(f"d{number}/k", b"content")
+        found.settle()
+        note(found)
+        yield found
+
+
+def note(world: World) -> None:
+    with world.engine.site.bucket(SOURCE).open() as bucket:
+        settled.note(bucket, world.engine.journal)
+    noted_ns = os.stat(world.path(".fsrepl/settled")).st_mtime_ns
+    tick = world.home / "tick"
+    until(lambda: tick.write_bytes(b"") is not None and tick.stat().st_ctime_ns > noted_ns)  # times are coarse
+
+
+def read(world: World, *, afresh: bool = False) -> int:
+    """How many directories of the store a start reads."""
+    fs = world.engine.fs
+    assert isinstance(fs, _Reading)
+    with world.engine.site.bucket(SOURCE).open() as bucket:
+        before = fs.number
+        reconcile.reconcile(bucket, world.engine.journal, afresh=afresh)
+        return fs.number - before
+
+
+def stored(world: World, key: str) -> list[str]:
+    return [version_id for version_id, _, _ in world.engine.journal.versions.versions_of(SOURCE, key.encode())]
+
+
+def forget(world: World, key: str) -> str:
+    """As if a kill had come between the store and the journal."""
+    version = world.current(key)
+    with world.engine.journal.transaction():
+        world.engine.journal.versions.remove(SOURCE, key.encode(), version.id, None)
+    return version.id
+
+
+def test_directories_that_did_not_change_are_not_read(world: World) -> None:
+    """A start with a million objects is ready within seconds after a kill."""
+    assert read(world) == 0
+    world.write("d3/new", b"new")
+    world.write("new/below/k", b"new")
+    world.settle()
+    assert read(world) == 2 + 2  # the top, d3, and what is new
+    assert read(world, afresh=True) > DIRECTORIES
+
+
+def test_what_the_journal_lacks_is_found_where_a_directory_changed(world: World) -> None:
+    """G6, G7: a kill came between a version's name and its row, in a directory that is known, and in a new one."""
+    found = ("d3/new", "new/below/k")
+    for key in found:
+        world.write(key, b"new")
+    world.settle()
+    lost = [forget(world, key) for key in found]
+    read(world)
+    assert [stored(world, key) for key in found] == [[version_id] for version_id in lost]
+
+
+def test_a_directory_that_the_journal_does_not_know_is_found(world: World) -> None:
+    """Its parent has not changed for long, as where all versions in it were removed, but not the directory."""
+    version_id = forget(world, "d3/k")
+    assert read(world) == 2
+    assert stored(world, "d3/k") == [version_id]
+
+
+def test_what_the_store_lost_is_noticed(world: World) -> None:
+    (path,) = world.path(".fsrepl/versions/d3").glob("k;*")
+    path.unlink()
+    world.path(".fsrepl/versions/d4/").rename(world.home / "gone")
+    read(world)
+    assert [stored(world, f"d{number}/k") for number in (3, 4)] == [[], []]
+    assert len(stored(world, "d5/k")) == 1
+
+
+def test_a_tree_whose_attributes_are_lost_is_read(world: World) -> None:
+    """By its first version: its directories are as they were."""
+    (path,) = world.path(".fsrepl/versions/d3").glob("k;*")
+    for name in os.listxattr(path):
+        os.removexattr(path, name)
+    assert read(world) == 1
+
+
+def test_directories_that_intents_name_are_read(world: World) -> None:
+    """A step that failed between the store and the journal left its intent."""
+    with world.engine.site.bucket(SOURCE).open() as bucket:
+        write_intents(bucket, [Intent(b"d3/k", "", None, Act.REMOVE)])
+    assert read(world) == 1
+
+
+@pytest.mark.parametrize("what", ["the clock was set", "an older state", "another journal", "a version was renamed"])
+def test_the_note_is_believed_only_where_nothing_else_explains_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """G6: then all names are compared, as without it."""
+    world.write("d3/other", b"other")
+    world.settle()
+    note(world)
+    forget(world, "d3/k")
+    assert read(world) == 0
+    match what:
+        case "the clock was set":
+            apart_ns = settled._apart_ns() - 3600 * 10**9
+            monkeypatch.setattr(settled, "_apart_ns", lambda: apart_ns)
+        case "an older state":
+            os.utime(world.path(".fsrepl/settled"))
+        case "another journal":
+            world.engine.journal.set_settled(SOURCE, "")
+        case _:
+            (path,) = world.path(".fsrepl/versions/d3").glob("k;*")
+            path.rename(path.with_name("other"))
+            path.with_name("other").rename(path)
+    assert read(world)
+    assert len(stored(world, "d3/k")) == 1
+
+
+def test_it_is_noted_only_while_nothing_has_failed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that failed may have left a version in the store alone."""
+    monkeypatch.setattr(settled, "NOTE_S", 0.0)
+    noted: list[OpenBucket] = []
+    monkeypatch.setattr(settled, "note", lambda bucket, journal: noted.append(bucket))
+    region, state = world.region(), world.state()
+
+    def number() -> int:
+        noted.clear()
+        with world.engine.journal.transaction():
+            pass
+        region.note_settled()
+        return len(noted)
+
+    assert number() == 1
+    region.note_settled()
+    assert len(noted) == 1  # no news
+    state.is_indexed = False
+    assert number() == 0
+    world.restart()
+    world.settle()
+    region = world.region()
+    assert number() == 1
+    region.has_failed = True
+    assert number() == 0
