@@ -37,9 +37,9 @@ _PROBE_MAX_S = 60.0
 _DELIVERY_LOOK_S = 0.25
 _TOLD_MAX_S = 0.5
 _SHOWN_MAX_S = 1.0
+"""How long a view may take to show a delivered version. A longer delay may last for ever."""
 _OVERDUE_MAX_S = 60.0
 """So long a view is waited for that is to be tried now: the daemon gets little of the processor, or is stuck."""
-"""How long a view may take to show a delivered version. A longer delay may last for ever."""
 _NAMED_MAX = 1000
 
 

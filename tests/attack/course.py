@@ -27,6 +27,8 @@ from tests.site import DESTINATION, SOURCE, Site
 THIRD = "north/third"
 SHAPES = {"one-way": (SOURCE, DESTINATION), "two-way": (SOURCE, DESTINATION), "mesh": (SOURCE, DESTINATION, THIRD)}
 REST_DEADLINE_S = 120.0
+_OF_METADATA = {"MetadataDiffers", "AttributesLost", "RecordDamaged"}
+"""Problems that `verify` reports of what is stored beside a content."""
 _STEPS_S = (-3600.0, -5.0, -0.5, 0.0, 5.0, 3600.0)
 
 
@@ -346,11 +348,14 @@ class _Attack:
         self, problems: Mapping[tuple[str, str, str], str], digests: Mapping[tuple[str, str, str], str]
     ) -> None:
         """Differences in metadata, and of records. With `sharing = "link"`, an edit through another name of the file
-        makes no event at the version's key, and none at all once that is gone."""
-        linked = {rest.file.digest for rest in self.history.rests if rest.file.names > 1}
-        is_link = self.plan.sharing == "link"
+        makes no event at the version's key, and none at all once that is gone; nor does a record that comes with the
+        attributes of another file, after which nothing tells whose file it is."""
+        names: dict[str, set[str]] = {}
+        for rest in self.history.rests:
+            names.setdefault(rest.file.digest, set()).add(rest.key)
         for at, problem in sorted(problems.items()):
-            is_unseen = is_link and problem == "MetadataDiffers" and digests.get(at) in linked
+            has_others = bool(names.get(digests.get(at, ""), set()) - {at[1]})
+            is_unseen = self.plan.sharing == "link" and problem in _OF_METADATA and has_others
             line = f"verify: {problem} {'/'.join(at)}"
             (self.out.unpromised if is_unseen else self.out.faults).append(line)
 
