@@ -35,7 +35,7 @@ from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import NULL, TAKEN_CHANGING, TAKEN_OPEN, Kind, Origin, Version, Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.region.bucket_state import BucketState, Damaged
-from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, WRITING, Change
+from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, MOVED, WRITING, Change
 from fsrepl.region.region import Region
 from fsrepl.s3 import rules
 from fsrepl.storage import placed, records, staging, versions
@@ -43,7 +43,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.sharing import can_reflink
-from fsrepl.views import directories, edits, hardlinks, obstacles, shared_record, stale
+from fsrepl.views import directories, edits, hardlinks, obstacles, resting, shared_record, stale
 
 log = logging.getLogger("fsrepl")
 
@@ -283,6 +283,8 @@ def _record_edit(
     taken = seen
     if taken.kind is Kind.DIRECTORY:
         own = None if taken.is_closed else taken.attrs
+        if change.flags & CHANGED:  # its time may have been changed
+            resting.note(state, key[:-1], changed=False)
     else:
         own = None if taken.kind is Kind.LINK or _has_lost_attributes(state, key, known, taken) else taken.attrs
     labelled = attributes.VERSION_ID in taken.labels or taken.kind is Kind.DIRECTORY

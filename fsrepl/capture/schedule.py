@@ -27,7 +27,7 @@ from fsrepl.region.region import Region
 from fsrepl.region.scan_queue import Scan, is_below
 from fsrepl.storage import placed
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.views import following, stale
+from fsrepl.views import following, resting, stale
 
 log = logging.getLogger("fsrepl")
 
@@ -240,13 +240,20 @@ def step(region: Region) -> bool:
 def _step(region: Region, state: BucketState) -> None:
     engine = region.engine
     until_s = time.monotonic() + _STEP_S
+    is_replica = bool(engine.site.sources_of(state.bucket.address))
+
+    def listed(path: bytes) -> None:
+        following.note(state, path, notified=state.is_scanned)
+        if is_replica:
+            resting.note(state, path, changed=False)
+
     with state.bucket.open() as bucket:
         while time.monotonic() < until_s and (scan := state.scans.next()) is not None:
             if not (scan.top or scan.seen):
                 tier_watches.watch(region, state, bucket)  # before the listing, as the directories'
             done = advance(
                 scan, bucket, engine.journal.versions, region.changes, engine.watcher, state.trouble,
-                state.stale.__contains__, _STEP_S, lambda path: following.note(state, path, notified=state.is_scanned),
+                state.stale.__contains__, _STEP_S, listed,
             )  # fmt: skip
             if not done:
                 return

@@ -28,9 +28,20 @@ _NOT_TAKEN = DOES_NOT_FIT | UNSUPPORTED | {errno.EACCES, errno.EPERM}
 
 def is_edited(bucket: OpenBucket, fd: int, version: Version) -> bool:
     """Whether an open directory has other metadata than it was given when it was made to show a version."""
+    return bool(metadata.changed(version, _seen(bucket, fd, version)))
+
+
+def shows(bucket: OpenBucket, fd: int, version: Version) -> bool:
+    """Whether an open directory has exactly the metadata of a version, and lacks exactly what is recorded that it
+    lacks."""
+    return _seen(bucket, fd, version) == version
+
+
+def _seen(bucket: OpenBucket, fd: int, version: Version) -> Version:
+    """A version with the metadata of an open directory."""
     raw = bucket.fs.attributes(fd)
     posix = inode_posix(bucket, fd, bucket.fs.stat_fd(fd))
-    return bool(metadata.changed(version, metadata.seen(version, posix, attributes.own(raw), attributes.tags(raw))))
+    return metadata.seen(version, posix, attributes.own(raw), attributes.tags(raw))
 
 
 def make(bucket: OpenBucket, version: Version) -> int:

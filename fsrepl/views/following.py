@@ -94,7 +94,6 @@ def look(
         for path in paths:
             with contextlib.suppress(OSError):  # gone, or without a version in it: nothing to do
                 follower.follow(path)
-                resting.note(state, path, changed=False)
                 if state.bucket.replication is not None and (directories.remember(bucket, path) or path in unnotified):
                     changed.add(path)
     if changed:
@@ -116,6 +115,7 @@ def note_all(region: Region, address: str, paths: Iterable[bytes]) -> None:
     if state is not None and state.is_up:
         for path in paths:
             note(state, path, notified=True)
+            resting.note(state, path, changed=False)
 
 
 def restore(region: Region, address: str, path: bytes) -> None:

@@ -21,6 +21,7 @@ from fsrepl.region.bucket_state import BucketState, Resting
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.views import folders
 
 _REST_S = 2.0
 _BATCH = 256
@@ -65,12 +66,12 @@ def _set_times(region: Region, bucket: OpenBucket, due: Mapping[bytes, Resting])
     """Set the times of directories, and record how these look then: their ctimes have changed."""
     journal = region.engine.journal.versions
     seen: list[tuple[bytes, View | None]] = []
-    known = journal.look_up(bucket.address, [path + b"/" for path in due])
     with contextlib.ExitStack() as closing:
         sources: dict[str, OpenBucket] = {}
         for address in region.engine.site.sources_of(bucket.address):
             with contextlib.suppress(FsreplError):  # while it is away nothing is known of it
                 sources[address] = closing.enter_context(region.engine.site.buckets[address].open())
+        known = journal.look_up(bucket.address, [path + b"/" for path in due] if sources else [])
         for path, resting in due.items():
             key = path + b"/"
             row = known.get(key)
@@ -78,27 +79,32 @@ def _set_times(region: Region, bucket: OpenBucket, due: Mapping[bytes, Resting])
                 continue
             with contextlib.suppress(OSError, StoreDamaged):  # gone, or not the daemon's to change
                 is_known = row.id == resting.version_id
-                source = sources.get(resting.source if is_known else _source(region, bucket, key, row.id))
-                if source is not None and (view := _set_time(bucket, source, path, row.view)) is not None:
+                version = None if is_known else versions.read(bucket, key, row.id, marker=False)
+                source = sources.get(version.source if version is not None else resting.source)
+                if source is not None and (view := _set_time(bucket, source, key, row.view, version)) is not None:
                     seen.append((key, view))
     journal.see_all(bucket.address, seen)
 
 
-def _source(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> str:
-    """The source of a directory's version; empty where that is no replica."""
-    version = region.engine.recent.version(bucket.address, key, version_id)
-    version = version or versions.read(bucket, key, version_id, marker=False)
-    return version.source if version is not None else ""
+def _set_time(
+    bucket: OpenBucket, source: OpenBucket, key: bytes, view: View, version: Version | None
+) -> View | None:  # fmt: skip
+    """Set the time of a directory through its descriptor; how it looks then, if no user has changed its metadata.
 
-
-def _set_time(bucket: OpenBucket, source: OpenBucket, path: bytes, view: View) -> View | None:
-    """Set the time of a directory through its descriptor; how it looks then, if nobody else has changed it."""
-    mtime_ns = source.fs.stat_fd(source.views.get(path)).st_mtime_ns
-    fd = bucket.views.get(path)
+    What is made or removed in it changes its ctime too, so that its metadata is compared with that of the version shown
+    where the ctime is not the recorded one. version: the record of that, where it was read already.
+    """
+    mtime_ns = source.fs.stat_fd(source.views.get(key[:-1])).st_mtime_ns
+    fd = bucket.views.get(key[:-1])
     found = bucket.fs.stat_fd(fd)
     if found.st_mtime_ns == mtime_ns or not view.has_content_of(found):
         return None
+    is_changed = False
+    if not view.is_same(found):
+        version = version or versions.read(bucket, key, view.shown, marker=False)
+        is_changed = version is None or versions.has_lost_record(version) or not folders.shows(bucket, fd, version)
     bucket.fs.set_mtime(fd, mtime_ns)
-    if not view.is_same(found):  # changed, perhaps by a user, which the next look tells
-        return None
-    return bucket.view(bucket.fs.stat_fd(fd), view.shown, racy=view.racy)
+    now = bucket.fs.stat_fd(fd)
+    if is_changed or (now.st_mode, now.st_uid, now.st_gid) != (found.st_mode, found.st_uid, found.st_gid):
+        return None  # the next look records the change
+    return bucket.view(now, view.shown, racy=view.racy)

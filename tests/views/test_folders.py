@@ -15,8 +15,9 @@ from fsrepl.commands import status, why
 from fsrepl.daemon import live
 from fsrepl.model.address import Address
 from fsrepl.model.version import Kind, Status
+from fsrepl.region.change_queue import CHANGED, DirectoryEvent
 from fsrepl.storage.intents import Intent, write_intents
-from fsrepl.views import directories, obstacles, stale
+from fsrepl.views import directories, obstacles, resting, stale
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
 from tests.waiting import until
@@ -398,6 +399,42 @@ def test_a_directory_at_rest_has_the_time_of_its_source(tmp_path: Path) -> None:
         world.settle()
         world.settle()
         assert world.path("a", DESTINATION).stat().st_mtime_ns == 3_000_000_000
+        world.stays_quiet()
+
+
+def test_a_directory_at_rest_is_looked_at_once(tmp_path: Path) -> None:
+    """What its files and its time have changed of it is recorded with its time, and no event of that leads to a further
+    look, or to a further visit."""
+    with World(tmp_path, trees=True) as world:
+        world.write("a/file", b"content")
+        world.settle()
+        world.flush_settling()
+        assert world.engine.run_until_idle()
+        found, state = world.path("a", DESTINATION).stat(), world.state(DESTINATION)
+        known = world.engine.journal.versions.object(DESTINATION, b"a/")
+        assert known is not None
+        assert known.view is not None
+        assert known.view.is_same(found)
+        assert found.st_mtime_ns == world.path("a").stat().st_mtime_ns
+        changes = world.region(DESTINATION).changes
+        changes.directories.append(DirectoryEvent(DESTINATION, b"a", CHANGED, 0))
+        assert world.engine.run_until_idle()
+        assert not state.resting
+
+
+def test_a_change_of_a_directory_before_it_is_at_rest_is_its_users(tmp_path: Path) -> None:
+    """G1: its mode becomes a version of its own, though files and time have changed the directory as well."""
+    with World(tmp_path, trees=True) as world:
+        world.write("a/file", b"content")
+        world.look()
+        assert world.engine.run_until_idle()
+        assert world.state(DESTINATION).resting
+        world.path("a", DESTINATION).chmod(0o700)
+        world.flush_settling()
+        assert resting.rest_due(world.region(DESTINATION))
+        world.settle()
+        modes = [version.posix and version.posix.mode & 0o777 for version in world.of("a/", DESTINATION)]
+        assert modes == [0o700, 0o755]
         world.stays_quiet()
 
 
