@@ -68,8 +68,11 @@ def no_room(region: Region, bucket: OpenBucket, size_bytes: int = 0) -> str:
     return f"capture waits: {free >> 20} MiB are free{copy}, and keep_free leaves {needed >> 20} MiB to the user"
 
 
-class _Evidence(Struct, frozen=True):
-    """Answers to judge.Evidence, from the disk, for one inspection of a key."""
+class _Evidence(Struct):
+    """Answers to judge.Evidence, from the disk, for one inspection of a key.
+
+    read: the version of a directory that was read for an answer.
+    """
 
     region: Region
     bucket: OpenBucket
@@ -77,6 +80,7 @@ class _Evidence(Struct, frozen=True):
     known: Object | None
     taken: copy.Taken | None
     is_stale: bool
+    read: Version | None = None
 
     def shown(self) -> str:
         """An older version that the view still shows, or the current one."""
@@ -118,7 +122,7 @@ class _Evidence(Struct, frozen=True):
         return ""
 
     def is_made(self) -> bool:
-        return directories.is_made(self.bucket, self.key[:-1])
+        return _may_be_made(self.taken) and directories.is_made(self.bucket, self.key[:-1])
 
     def is_made_and_edited(self) -> bool:
         return directories.is_edited(self.bucket, self.key[:-1])
@@ -129,7 +133,7 @@ class _Evidence(Struct, frozen=True):
         assert taken is not None
         shown = known.view.shown or known.id if known.view else known.id
         version = self.region.engine.recent.version(self.bucket.address, self.key, shown)
-        version = version or versions.read(self.bucket, self.key, shown, marker=False)
+        self.read = version = version or versions.read(self.bucket, self.key, shown, marker=False)
         return "" if version is None or metadata.changed(version, _seen_directory(version, taken)) else shown
 
     def overwritten(self) -> Version | None:
@@ -148,8 +152,9 @@ def apply(
     if taken is not None and taken.kind is not Kind.DIRECTORY:
         names.look_at_others(region, bucket, change, taken)
     is_stale = key in state.stale
+    evidence = _Evidence(region, bucket, key, known, taken, is_stale)
     judged = partial(
-        judge.judge, seen, known, _Evidence(region, bucket, key, known, taken, is_stale), is_stale=is_stale,
+        judge.judge, seen, known, evidence, is_stale=is_stale,
         is_removed=bool(known and known.view and (key, known.view.shown) in state.bucket.documents.removed),
         copy_again_in_s=state.copy_again_at_s.get(key, 0.0) - time.monotonic(),
     )  # fmt: skip
@@ -159,7 +164,7 @@ def apply(
         decision = judged(left=Left(hardlinks.make_left_private(region, bucket, key, known, taken)))
     if isinstance(decision, AddVersion):
         assert taken is not None
-        if taken.kind is Kind.DIRECTORY:
+        if taken.kind is Kind.DIRECTORY and _may_be_made(taken):
             directories.disown(bucket, key[:-1])
         if taken.destroyed is not None:
             try:
@@ -184,7 +189,7 @@ def apply(
             return decision
         case Edit(shown):
             assert known is not None
-            _record_edit(region, state, bucket, change, known, shown, seen)
+            _record_edit(region, state, bucket, change, known, shown, seen, evidence.read)
         case Detach(version, why):
             hardlinks.set_free(region, state, bucket, version)
             region.defer(state, change, 0.0, why)
@@ -198,6 +203,11 @@ def apply(
         case Nothing() | MakeLeftPrivate():
             pass
     return None
+
+
+def _may_be_made(taken: copy.Taken | None) -> bool:
+    """Whether a directory may be one that replication made for the files below it: such a one says so itself."""
+    return taken is None or taken.is_closed or attributes.MADE in taken.labels
 
 
 def _note(region: Region, state: BucketState, change: Change, known: Object | None, seen: look.Seen) -> None:
@@ -271,9 +281,13 @@ def _seen_directory(version: Version, taken: copy.Taken) -> Version:
 
 
 def _record_edit(
-    region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object, shown: str, seen: look.Seen
-) -> None:
-    """Record an edit: the content is that of the version shown, and at most its metadata changed."""
+    region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object, shown: str, seen: look.Seen,
+    read: Version | None,
+) -> None:  # fmt: skip
+    """Record an edit: the content is that of the version shown, and at most its metadata changed.
+
+    read: the version shown, where it was just read.
+    """
     key = change.key
     if isinstance(seen, look.Closed):
         posix, racy = seen.posix, known.view is not None and _may_be_written(change, known.view)
@@ -292,7 +306,7 @@ def _record_edit(
     _edit(
         region, state, bucket, key, shown, found,
         lambda v: metadata.seen(v, taken.posix, own, taken.tags, labelled=labelled),
-        labels=taken.labels if taken.kind is Kind.FILE else None, racy=racy,
+        labels=taken.labels if taken.kind is Kind.FILE else None, racy=racy, read=read,
     )  # fmt: skip
     if shown == known.id:
         stale.mark_fresh(region, state, bucket, key)
@@ -394,13 +408,13 @@ def _has_lost_attributes(state: BucketState, key: bytes, known: Object | None, t
 def _edit(
     region: Region, state: BucketState, bucket: OpenBucket, key: bytes, shown: str, found: os.stat_result,
     edited: Callable[[Version], Version], *, labels: Mapping[str, bytes] | None = None, racy: bool = False,
+    read: Version | None = None,
 ) -> None:  # fmt: skip
     """Record an edit: the content is that of the version shown, and at most its metadata changed.
 
-    labels: the labels on the view, which must not stay wrong for long.
+    labels: the labels on the view, which must not stay wrong for long. read: that version, where it was just read.
     """
-    version = region.engine.recent.version(bucket.address, key, shown) if keys.is_directory(key) else None
-    version = version or versions.read(bucket, key, shown, marker=False)
+    version = read or versions.read(bucket, key, shown, marker=False)
     if version is None:
         raise StoreDamaged(f"version {shown} is in the journal and not in the store")
     after, looks = version, view_of(found, shown, racy=racy)

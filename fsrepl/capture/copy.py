@@ -187,9 +187,11 @@ def take_directory(bucket: OpenBucket, fd: int, now_ns: int, *, is_closed: bool)
     if bucket.fs.stat_fd(fd).st_ctime_ns != found.st_ctime_ns:
         raise SourceMoved("the directory changed meanwhile")
     racy = times.is_racy(found.st_ctime_ns, now_ns, bucket.coarse_ns)
+    labels = {name: value for name, value in raw.items() if attributes.is_ours(name)}
     return Taken(
-        found, 0, digests.of(b""), posix, attributes.own(raw), attributes.tags(raw), {}, racy, b"", is_closed=is_closed
-    )
+        found, 0, digests.of(b""), posix, attributes.own(raw), attributes.tags(raw), labels, racy, b"",
+        is_closed=is_closed,
+    )  # fmt: skip
 
 
 def _times(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -24,7 +24,7 @@ from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE, TOO_MANY_FILES
 from fsrepl.storage.journal.rows import Object
-from fsrepl.views import directories, edits, hardlinks, obstacles, stale
+from fsrepl.views import directories, edits, following, hardlinks, obstacles, stale
 
 log = logging.getLogger("fsrepl")
 
@@ -125,13 +125,21 @@ def _with_directories(region: Region, state: BucketState, changes: Sequence[Chan
     So no replica gets a file before the version of its directory, and has to make that without one.
     """
     address = state.bucket.address
-    first = {each.key: each for each in changes if keys.is_directory(each.key) and not each.flags & GONE}
+    first: dict[bytes, Change] = {}
     above: dict[bytes, Change] = {}
+    parents: set[bytes] = set()
     for change in changes:
-        parent = keys.place(change.key)[0]
-        if not change.flags & GONE and parent + b"/" not in above:
-            for path in directories.with_parents([parent]):
-                above.setdefault(path + b"/", change._replace(key=path + b"/", flags=change.flags & FOUND or ARRIVED))
+        if change.flags & GONE:
+            continue
+        key = change.key
+        if keys.is_directory(key):
+            first[key] = change
+            key = key[:-1]
+        if (parent := key.rpartition(b"/")[0]) in parents:  # mostly so, and every file of a burst comes by here
+            continue
+        parents.add(parent)
+        for path in directories.with_parents([parent]):
+            above.setdefault(path + b"/", change._replace(key=path + b"/", flags=change.flags & FOUND or ARRIVED))
     known = region.engine.journal.versions.look_up(address, above)
     missing = {
         key: change
@@ -286,12 +294,12 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
     published: list[NewVersion] = []
     for new in sorted(batch, key=lambda new: new.version.marker):
         try:
-            versions.publish(bucket, new.staged)
+            versions.publish(bucket, new.staged, is_first=new.known is None)
             published.append(new)
         except OSError as error:
             versions.discard(bucket, new.staged)
             put_off(region, state, new.change, error)
-    _remember_directories(bucket, published)
+    _remember_directories(region, state, bucket, published)
     bucket.sync()
     shown = [(n.version, _view(n)) for n in published]
     with engine.journal.transaction():
@@ -334,12 +342,23 @@ def _view(new: NewVersion) -> View | None:
     return view_of(new.taken.found, "" if new.taken.is_placed else new.version.id, racy=new.taken.racy)
 
 
-def _remember_directories(bucket: OpenBucket, published: Collection[NewVersion]) -> None:
-    """Record the permissions of new versions' directories before any delivery of them."""
-    paths = {keys.split(new.version.key)[0] for new in published if not new.version.marker}
-    for path in directories.with_parents(paths):
+def _remember_directories(
+    region: Region, state: BucketState, bucket: OpenBucket, published: Collection[NewVersion]
+) -> None:
+    """Record the permissions of new versions' directories before any delivery of them; replicas hear of changes."""
+    made = [new for new in published if not new.version.marker]
+    just_read = {
+        new.version.key[:-1]: new.taken.posix.rights
+        for new in made
+        if new.taken is not None and keys.is_directory(new.version.key)
+    }
+    changed = set()
+    for path in directories.with_parents(keys.split(new.version.key)[0] for new in made):
         with contextlib.suppress(OSError):  # a directory that is gone keeps its last record
-            directories.remember(bucket, path)
+            if directories.remember(bucket, path, just_read.get(path)):
+                changed.add(path)
+    if changed:
+        following.notify(region, state, changed)
 
 
 def _remove_left_directories(bucket: OpenBucket, published: Collection[NewVersion]) -> None:

@@ -250,14 +250,14 @@ def _look_at_directory(
     """The state of a directory's key. The attributes of a directory that may not be read stay as recorded."""
     if not bucket.fs.is_directory(found):
         return Missing()
-    if bucket.fs.is_mount(at, name):
-        return Skipped(MOUNTED)
     if not bucket.bucket.trees or is_unchanged(known, found):
-        return Same(found)
+        return Skipped(MOUNTED) if bucket.fs.is_mount(at, name) else Same(found)
     is_closed = False
     try:
-        fd = bucket.fs.open_dir(at, name)
+        fd = bucket.fs.open_dir(at, name)  # EXDEV where another filesystem is mounted there
     except PermissionError:
+        if bucket.fs.is_mount(at, name):
+            return Skipped(MOUNTED)
         fd, is_closed = bucket.fs.open_inode(at, name), True
     try:
         if not bucket.fs.is_directory(bucket.fs.stat_fd(fd)):

@@ -183,11 +183,10 @@ def follow_events(region: Region) -> bool:
             changes.directories.popleft()
             busy = True
             continue
-        if state_ and state_.is_up and not event.flags & GONE:
+        if state_ and state_.is_up and event.flags & CHANGED:  # one that appeared is noted by its scan
             following.note(state_, event.path)
-            busy = True
-        if state_ and state_.is_up and event.flags & CHANGED and state_.bucket.trees:
-            changes.add(event.address, [event.path + b"/"], event.epoch, CHANGED)
+            if state_.bucket.trees:
+                changes.add(event.address, [event.path + b"/"], event.epoch, CHANGED)
             busy = True
         # Its attributes matter further only where more may be readable now.
         if state_ and state_.is_up and not (event.flags & CHANGED and not state_.is_blind(event.path)):

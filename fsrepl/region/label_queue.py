@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from fsrepl.model import keys
 from fsrepl.model.version import Status, Version
 
 _PENDING_S = 1.5
@@ -23,7 +24,9 @@ class LabelQueue:
         self._in_hand: frozenset[bytes] = frozenset()
 
     def add(self, version: Version, now_s: float) -> None:
-        """Queue a view to be labelled with this version, in its present state."""
+        """Queue a view to be labelled with this version, in its present state. A directory gets no label."""
+        if keys.is_directory(version.key):
+            return
         if version.deliveries and version.status is Status.PENDING:
             if not self._pending:
                 self._pending_since_s = now_s

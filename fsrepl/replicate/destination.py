@@ -44,8 +44,9 @@ class Destination(Protocol):
 
     def stage_marker(self, replica: Version) -> StagedReplica: ...
 
-    def publish(self, staged: StagedReplica) -> None:
-        """Make a staged replica a version of this bucket, whole or not at all. It is not durable yet."""
+    def publish(self, staged: StagedReplica, *, is_first: bool) -> None:
+        """Make a staged replica a version of this bucket, whole or not at all. It is not durable yet. is_first: its key
+        has no other version there, as far as known."""
 
     def discard(self, staged: StagedReplica) -> None:
         """Remove a staged replica. Files that cannot be removed are swept at the next start."""
@@ -99,8 +100,8 @@ class LocalTree:
     def stage_marker(self, replica: Version) -> StagedReplica:
         return StagedReplica(versions.stage_marker(self._bucket, replica))
 
-    def publish(self, staged: StagedReplica) -> None:
-        versions.publish(self._bucket, staged.stored)
+    def publish(self, staged: StagedReplica, *, is_first: bool) -> None:
+        versions.publish(self._bucket, staged.stored, is_first=is_first)
 
     def discard(self, staged: StagedReplica) -> None:
         with contextlib.suppress(OSError):

@@ -118,7 +118,7 @@ def _published(region: Region, tree: Destination, items: Sequence[Item]) -> list
     for item in items:
         assert item.staged is not None
         try:
-            tree.publish(item.staged)
+            tree.publish(item.staged, is_first=item.known is None)
             done.append(item)
         except OSError as error:
             tree.discard(item.staged)

@@ -174,6 +174,8 @@ class StoredContent:
             self._opened = -1
 
     def copy_to(self, draft: Draft, progress: Progress | None) -> None:
+        if keys.is_directory(self._version.key):
+            return
         if self._data is not None:
             draft.write(self._data)
             if self._limiter:

@@ -113,10 +113,15 @@ class Directories:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return fd
 
-    def get_or_make(self, path: bytes, make: Callable[[int, bytes, bytes], None] | None = None) -> int:
+    def get_or_make(
+        self, path: bytes, make: Callable[[int, bytes, bytes], None] | None = None, *, is_new: bool = False
+    ) -> int:
         """The descriptor of a directory, after creating missing ones. make: creates one, from the parent, the path and
-        the name."""
+        the name. is_new: it is mostly missing, so that it is created at once."""
         missing = []
+        if is_new and path not in self._open:
+            missing.append(path)
+            path = keys.split(path)[0]
         while True:
             try:
                 fd = self.get(path)

@@ -92,15 +92,16 @@ def discard(bucket: OpenBucket, staged: Staged) -> None:
 # -- publishing
 
 
-def publish(bucket: OpenBucket, staged: Staged) -> None:
+def publish(bucket: OpenBucket, staged: Staged, *, is_first: bool = False) -> None:
     """Rename a staged version into the store. Its data must be durable already; the caller syncs the names.
 
-    A null version replaces the former null version or null marker, as in S3.
+    A null version replaces the former null version or null marker, as in S3. is_first: the key has no other version, as
+    far as known; then a directory mostly has no directory in the store yet.
     """
     version = staged.version
     directory, last = keys.split(version.key)
     path = keys.stored_directory(directory)
-    at = bucket.store.get_or_make(path)
+    at = bucket.store.get_or_make(path, is_new=is_first and keys.is_directory(version.key))
     name = keys.stored_name(last, version.id, marker=version.marker)
     if staged.sidecar:
         bucket.fs.rename(bucket.tmp, staged.name + keys.SIDECAR, at, name + keys.SIDECAR)

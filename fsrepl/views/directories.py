@@ -59,13 +59,18 @@ def with_parents(paths: Iterable[bytes]) -> list[bytes]:
     return sorted(found)
 
 
-def remember(bucket: OpenBucket, path: bytes) -> bool:
-    """Record the permissions of a directory that people made; whether they are new. Raises OSError."""
+def remember(bucket: OpenBucket, path: bytes, rights: Rights | None = None) -> bool:
+    """Record the permissions of a directory that people made; whether others were on record. Raises OSError.
+
+    rights: its permissions, where they were just read, and replication did not make it.
+    """
     at = bucket.stored_directory(path)
-    if _made(bucket, at, path, _read(bucket, at)) is not None:
-        return False  # its permissions are those of its sources
-    rights = rights_of(bucket, bucket.views.get(path))
-    if bucket.fs.attribute(at, attributes.DIRECTORY) == _encode(rights):
+    if rights is None:
+        if _made(bucket, at, path, _read(bucket, at)) is not None:
+            return False  # its permissions are those of its sources
+        rights = rights_of(bucket, bucket.views.get(path))
+    before = bucket.fs.attribute(at, attributes.DIRECTORY)
+    if before == _encode(rights):
         return False
     try:
         bucket.fs.set_attribute(at, attributes.DIRECTORY, _encode(rights))
@@ -73,7 +78,7 @@ def remember(bucket: OpenBucket, path: bytes) -> bool:
         if error.errno not in DOES_NOT_FIT:
             raise
         bucket.fs.set_attribute(at, attributes.DIRECTORY, _encode(_without_acls(rights)))
-    return True
+    return before is not None
 
 
 def replicated(bucket: OpenBucket, path: bytes) -> Replicated:
@@ -470,4 +475,7 @@ def give(bucket: OpenBucket, fd: int, has: Rights, wanted: Rights) -> Rights:
         fs.remove_default_acl(fd)
     if fs.stat_fd(fd).st_mode & 0o7777 != mode:
         fs.chmod(fd, mode)
+    if (has.acl, has.default_acl) == (acl, default) == (None, None):  # none was there, and none was given
+        found = fs.stat_fd(fd)
+        return Rights(found.st_mode & 0o7777, found.st_uid, found.st_gid)
     return rights_of(bucket, fd)

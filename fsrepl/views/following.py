@@ -97,10 +97,10 @@ def look(
                 if state.bucket.replication is not None and (directories.remember(bucket, path) or path in unnotified):
                     changed.add(path)
     if changed:
-        _notify(region, state, changed)
+        notify(region, state, changed)
 
 
-def _notify(region: Region, state: BucketState, paths: Iterable[bytes]) -> None:
+def notify(region: Region, state: BucketState, paths: Iterable[bytes]) -> None:
     """Have the destinations compare their directories."""
     replication = state.bucket.replication
     for destination in {rule.destination for rule in replication.rules} if replication else ():

@@ -78,9 +78,11 @@ def _set_times(region: Region, bucket: OpenBucket, due: Mapping[bytes, Resting])
             if row is None or row.marker or row.view is None or row.view.shown != row.id:
                 continue
             with contextlib.suppress(OSError, StoreDamaged):  # gone, or not the daemon's to change
-                is_known = row.id == resting.version_id
-                version = None if is_known else versions.read(bucket, key, row.id, marker=False)
-                source = sources.get(version.source if version is not None else resting.source)
+                version, origin = None, resting.source
+                if row.id != resting.version_id:
+                    version = versions.read(bucket, key, row.id, marker=False)
+                    origin = version.source if version is not None else ""
+                source = sources.get(origin)
                 if source is not None and (view := _set_time(bucket, source, key, row.view, version)) is not None:
                     seen.append((key, view))
     journal.see_all(bucket.address, seen)
@@ -103,6 +105,7 @@ def _set_time(
     if not view.is_same(found):
         version = version or versions.read(bucket, key, view.shown, marker=False)
         is_changed = version is None or versions.has_lost_record(version) or not folders.shows(bucket, fd, version)
+    # RACE: an attribute or ACL that a user changes now, within two calls, stays unrecorded until the next change.
     bucket.fs.set_mtime(fd, mtime_ns)
     now = bucket.fs.stat_fd(fd)
     if is_changed or (now.st_mode, now.st_uid, now.st_gid) != (found.st_mode, found.st_uid, found.st_gid):

@@ -14,7 +14,7 @@ import pytest
 
 from fsrepl.model import access, attributes
 from fsrepl.model.version import Posix, Rights
-from fsrepl.region.change_queue import CHANGED, DirectoryEvent
+from fsrepl.region.change_queue import ARRIVED, CHANGED, DirectoryEvent
 from fsrepl.repair import verify
 from fsrepl.repair.compare import Problem
 from tests.doubles import UnsyncedFs
@@ -87,6 +87,21 @@ def test_an_event_leads_to_it_without_a_scan(world: World) -> None:
         world.region(bucket).changes.directories.append(DirectoryEvent(bucket, b"d", CHANGED, 0))
         world.engine.run_until_idle()
         assert look_of(world, "d").mode == 0o700
+
+
+def test_a_directory_that_replaced_another_is_followed_though_nothing_of_it_is_sent(world: World) -> None:
+    """Section 2: what a capture finds changed is passed on, where no version in the directory is sent."""
+    world.configure(v1("d/sent"))
+    world.write("d/sent", b"k")
+    world.settle()
+    assert look_of(world, "d").mode == 0o755
+    world.path("d").rename(world.home / "aside")
+    world.path("d").mkdir(0o700)
+    (world.home / "aside/sent").rename(world.path("d/sent"))
+    world.write("d/other", b"not sent")
+    world.region(SOURCE).changes.directories.append(DirectoryEvent(SOURCE, b"d", ARRIVED, 0))
+    assert world.engine.run_until_idle()
+    assert look_of(world, "d").mode == 0o700
 
 
 def test_a_region_that_was_away_catches_up(world: World) -> None:
