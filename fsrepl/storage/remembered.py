@@ -39,8 +39,12 @@ class Keeper:
         if seen == self._kept and not self._missing:
             return
         with site.open_state() as at:
-            found = {name: _read(bucket.fs, bucket.meta, name) for name in DOCUMENTS}
-            known = {name: _read(site.fs, at, _copy(bucket.address, name)) for name in DOCUMENTS}
+            copies = set(site.fs.names(at))
+            found = {name: _read(bucket.fs, bucket.meta, name) if seen.get(name) else None for name in DOCUMENTS}
+            known = {
+                name: _read(site.fs, at, copy) if (copy := _copy(bucket.address, name)) in copies else None
+                for name in DOCUMENTS
+            }
             other = known[IDENTITY] not in (None, found[IDENTITY])
             if not other and known[VERSIONING] is not None and (found[VERSIONING] is None or bucket.versions < 0):
                 return

@@ -49,20 +49,21 @@ CREATE INDEX due ON delivery (due) WHERE due IS NOT NULL;
 CREATE INDEX tracked ON delivery (bucket, rule) WHERE status = 'PENDING' AND tracking != '';
 CREATE INDEX backfilled ON delivery (bucket, batch, status, size) WHERE batch != '';
 """
-_ADDED = (
-    "CREATE INDEX IF NOT EXISTS inode ON object (bucket, ino) WHERE ino IS NOT NULL",
+_ADDED = {
+    "inode": "CREATE INDEX inode ON object (bucket, ino) WHERE ino IS NOT NULL",
     # not `size >= 1048576`: SQLite would search by that, and not by the size that is asked for
-    "CREATE INDEX IF NOT EXISTS alike ON version (bucket, size, created) WHERE size / 1048576 > 0",
-    "DROP INDEX IF EXISTS large",
-    "CREATE INDEX IF NOT EXISTS classed ON version (bucket, traits, dir, name, created, id) WHERE traits != ''",
-    "CREATE INDEX IF NOT EXISTS held ON delivery (bucket, created, id, key) "
+    "alike": "CREATE INDEX alike ON version (bucket, size, created) WHERE size / 1048576 > 0",
+    "classed": "CREATE INDEX classed ON version (bucket, traits, dir, name, created, id) WHERE traits != ''",
+    "held": "CREATE INDEX held ON delivery (bucket, created, id, key) "
     "WHERE status = 'PENDING' AND marker AND batch = ''",
-    "CREATE INDEX IF NOT EXISTS unread ON version (bucket) WHERE traits IS NULL",
-    "CREATE TABLE IF NOT EXISTS remote (bucket INTEGER, key BLOB, created INTEGER, id TEXT, marker INTEGER, "
+    "unread": "CREATE INDEX unread ON version (bucket) WHERE traits IS NULL",
+    "remote": "CREATE TABLE remote (bucket INTEGER, key BLOB, created INTEGER, id TEXT, marker INTEGER, "
     "size INTEGER, remote TEXT, upload TEXT, PRIMARY KEY (bucket, key, created, id)) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS remote_listed (bucket INTEGER, key BLOB, PRIMARY KEY (bucket, key)) WITHOUT ROWID",
-)
-"""Added to a journal of an earlier build when it is opened."""
+    "remote_listed": "CREATE TABLE remote_listed (bucket INTEGER, key BLOB, PRIMARY KEY (bucket, key)) WITHOUT ROWID",
+}
+"""What a journal of an earlier build may lack, by name: added when it is opened."""
+_DROPPED = frozenset({"large"})
+"""Indexes of earlier builds that nothing uses."""
 _ALWAYS = ("id", "created", "marker", "shown", "size", "mtime", "ctime", "mode", "status", "destination", "scanned")
 """Columns that have a value in each row; of an object the view's, where it has one."""
 _OF_VIEW = ("ino", "size", "mtime", "ctime", "mode", "shown")
@@ -126,7 +127,8 @@ class Connection:
             return False
         if not found:
             self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before WAL: it belongs to the first page
-        self._db.execute("PRAGMA journal_mode = WAL")
+        if self._db.execute("PRAGMA journal_mode").fetchone() != ("wal",):  # to set what is set reads the schema anew
+            self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(f"PRAGMA journal_size_limit = {_WAL_MAX_BYTES}")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
@@ -152,15 +154,23 @@ class Connection:
         """Raise DatabaseError where a row has a value of another type than its column is declared to have: SQLite's own
         check sees no damage in that, and all that reads the row would fail."""
         for table in ("bucket", "version", "object", "delivery"):
-            columns = self._db.execute("SELECT name, type FROM pragma_table_info(?)", (table,)).fetchall()
-            if self._db.execute(f"SELECT 1 FROM {table} WHERE {_is_wrong(table, *columns)} LIMIT 1").fetchone():
+            wrong = _is_wrong(table, *self._columns(table))
+            if self._db.execute(f"SELECT 1 FROM {table} WHERE {wrong} LIMIT 1").fetchone():
                 raise sqlite3.DatabaseError(f"a row of the table {table} has a value of another type than its column")
 
     def _add(self) -> None:
-        if not self._db.execute("SELECT 1 FROM pragma_table_info('version') WHERE name = 'replica'").fetchone():
+        if all(name != "replica" for name, _ in self._columns("version")):
             self._db.execute("ALTER TABLE version ADD COLUMN replica INTEGER")
-        for statement in _ADDED:
-            self._db.execute(statement)
+        there = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
+        for name, statement in _ADDED.items():
+            if name not in there:
+                self._db.execute(statement)
+        for name in there & _DROPPED:
+            self._db.execute(f"DROP INDEX {name}")
+
+    def _columns(self, table: str) -> list[tuple[str, str]]:
+        """Name and declared type of each column of a table."""
+        return [(row[1], row[2]) for row in self._db.execute(f"PRAGMA table_info({table})")]
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
