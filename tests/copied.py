@@ -1,24 +1,29 @@
 """Sites that were made once, written into further folders, in half of the time that making them again takes.
 
-A copy has a uuid of its own for each thing that has one, and is as new as if it had been made at this moment. It has
-no journal: that is made when the engine starts, as after its loss.
+A copy has a uuid of its own for each thing that has one, and is as new as if it had been made at this moment. Its
+journal is empty, as the one that an engine makes which finds none.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fsrepl.model import clock
+from fsrepl.settings import STATE
 from fsrepl.storage.fs import DEFAULT_ACL
+from fsrepl.storage.journal.database import open_or_replace
 
 _UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TIME = re.compile(rb'(?<=")\d{4}-\d\d-\d\dT[\d:]+(?:\.\d+)?Z(?=")')
 _CHANGED = re.compile(rb'(?<="ctime_ns": )\d+')
+_JOURNAL = "journal.db"
 _CONFIGURATION, _RULES = "/.fsrepl/replication.json", "rules.json"
 
 
@@ -75,12 +80,25 @@ class Made:
             if path.endswith(_CONFIGURATION):
                 since_ns = b"%d" % os.fstat(fd).st_ctime_ns
             os.close(fd)
+        state = home / STATE
+        if state.is_dir():
+            (state / _JOURNAL).touch(0o600)
+            (state / _JOURNAL).write_bytes(_empty_journal())
+
+
+@functools.cache
+def _empty_journal() -> bytes:
+    """The file of a journal without rows: to make its tables takes a fifth of the time that a world takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, _JOURNAL)
+        open_or_replace(str(path)).close()
+        return path.read_bytes()
 
 
 def _files(home: Path, folder: Path) -> Iterator[tuple[str, int, bytes | None]]:
     """Of a bucket its configuration before the time since when that is in effect; its copies in the state last."""
     for path in sorted(folder.iterdir(), key=lambda path: (path.name.startswith(".fsrepl-site"), path.name)):
-        if path.name.startswith("journal.db") or path.name == "indexed":
+        if path.name.startswith(_JOURNAL) or path.name == "indexed":
             continue
         name, mode = str(path.relative_to(home)), path.stat().st_mode & 0o7777
         if path.is_dir():
