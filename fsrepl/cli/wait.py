@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -29,6 +30,8 @@ from fsrepl.model.address import Address
 _PROGRESS_S = 0.5
 _GRACE_S = 15.0
 """Longer than the daemon takes to notice a timeout: without an answer after that, the daemon hangs."""
+_TIMEOUT_MAX_S = 1e9
+"""30 years. A longer timeout is no limit, and is more than sockets and locks take."""
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +41,12 @@ def register(app: typer.Typer) -> None:
 
 def _parse_scope(text: str) -> Address | None:
     return Address.parse(text) if text else None
+
+
+def _parse_timeout(seconds: float | None) -> float | None:
+    if seconds is not None and math.isnan(seconds):
+        raise typer.BadParameter("it is not a number of seconds")
+    return None if seconds is not None and seconds > _TIMEOUT_MAX_S else seconds
 
 
 def wait(
@@ -51,7 +60,8 @@ def wait(
         ),
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(metavar="S", min=0, help="Wait at most S seconds. Default: no limit.")
+        float | None,
+        typer.Option(metavar="S", min=0, callback=_parse_timeout, help="Wait at most S seconds. Default: no limit."),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -63,6 +63,17 @@ def test_buckets_are_listed_of_a_site_a_region_or_by_name(site: Site) -> None:
         assert (refused.code, refused.out, refused.err.startswith(message)) == (status, "", True)
 
 
+def test_any_number_of_seconds_is_a_timeout(site: Site) -> None:
+    """Section 5: a timeout that no clock can hold is no limit; what is no number is refused as usage."""
+    with site:
+        site.start()
+        for seconds in ("inf", "1e308", "1e10", "1e9"):
+            assert site.run("wait", "--timeout", seconds).code == 0
+        for seconds in ("nan", "-1", "soon"):
+            refused = site.run("wait", "--timeout", seconds)
+            assert (refused.code, "--timeout" in refused.err) == (2, True)
+
+
 def test_a_daemon_that_is_just_being_started_is_waited_for(site: Site) -> None:
     """The README's first steps, pasted: `fsrepl daemon &` on one line, `fsrepl wait && echo safe` on the next."""
     with site:
