@@ -24,7 +24,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, read_intents
 from fsrepl.storage.rule_times import note_rules
 from fsrepl.storage.site import ignore_in_git
-from fsrepl.views import displaced, following, show, stale
+from fsrepl.views import displaced, following, overwritten, show, stale
 
 PROBE_S = 1.0
 _DISPLACED_S = 10.0
@@ -174,7 +174,10 @@ class Attaching(Region):
         journal = self.engine.journal
         with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
             reconcile.reconcile(bucket, journal, afresh=journal.scanned_ns(bucket.address) == 0, rebuilder=rebuilder)
-        state.damaged += [Damaged(bucket.address, *each) for each in rebuilder.damaged]
+        overwritten.note(
+            self.engine.syncer, state, bucket, [(key, i) for key, i, marker in rebuilder.damaged if not marker]
+        )
+        state.damaged += [Damaged(bucket.address, *each) for each in rebuilder.damaged if each[2]]
         state.lacks_records = rebuilder.waiting > 0
         if state.lacks_records:
             log.warning(
