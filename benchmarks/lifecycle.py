@@ -1,10 +1,12 @@
 """Lifecycle: objects are judged from the journal, expire, and are removed for good, beside `find -mtime -delete`.
 
 Before each step `find` removes a tree of as many equal files from the same disk. Each is over when it is on the disk.
+Then the system calls alone that a step comes down to are made for as many files, one thread and one kind at a time.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from costs import Cost, cost_of, filesystem, make_tree, run, text
@@ -72,6 +75,78 @@ def _expire(site: Daemon, home: Path, clock: Path, today: int, count: int) -> No
         print(f"  {'find -mtime -delete':27} {text(find)}")
         times = f"{cost.wall_s / find.wall_s:5.1f} times find, {cost.cpu_s / find.cpu_s:.1f} times its CPU time"
         print(f"  {what:27} {text(cost)}   {times}, {cost.cpu_s / count * 1e3:.2f} CPU ms an object")
+        calls = _calls(home, count)[what]
+        told = ", ".join(f"{name} {cpu_s / count * 1e6:.0f}" for name, cpu_s in calls.items())
+        times = f"{sum(calls.values()) / find.cpu_s:.1f} times find's CPU time"
+        print(f"  {'  its system calls alone':27} {times}; us: {told}")
+
+
+def _calls(home: Path, count: int) -> Mapping[str, Mapping[str, float]]:
+    """CPU seconds of the calls that no program could do without that keeps these promises, by step and call.
+
+    A marker is complete before it has its name; a view is compared before the marker is made, and again once nobody
+    can replace it. Records are as long as real ones.
+    """
+    top = home / "calls"
+    shown, store, tmp, aside = (top / name for name in ("shown", "store", "tmp", "aside"))
+    make_tree(shown, count)
+    for folder in (tmp, aside, *(store / each.name for each in sorted(shown.iterdir()))):
+        folder.mkdir(parents=True)
+    opened: dict[str, tuple[int, int]] = {
+        each.name: (os.open(each, os.O_RDONLY), os.open(store / each.name, os.O_RDONLY)) for each in shown.iterdir()
+    }
+    hidden, out = os.open(tmp, os.O_RDONLY), os.open(aside, os.O_RDONLY)
+    files = [(*opened[file.parent.name], file.name) for file in sorted(shown.glob("*/*"))]
+
+    def stage(number: int, record_bytes: int, content: bytes = b"") -> None:
+        fd = os.open(f"{number}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=hidden)
+        os.setxattr(fd, "user.fsrepl.record", b"%0*d" % (record_bytes, number))
+        if content:
+            os.write(fd, content)
+        os.close(fd)
+
+    def look(at: int, name: str, *, record: bool = False) -> None:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
+        if record:
+            os.getxattr(fd, "user.fsrepl.record")
+        else:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            os.fstat(fd)
+        os.close(fd)
+
+    def cpu_s(act: Callable[[int, int, int, str], object]) -> float:
+        began_s = time.process_time()
+        for number, file in enumerate(files):
+            act(number, *file)
+        took_s = time.process_time() - began_s
+        os.sync()
+        return took_s
+
+    cpu_s(lambda number, view, at, name: stage(number, 260, bytes(4096)))
+    cpu_s(lambda number, view, at, name: os.rename(f"{number}", f"{name};1", src_dir_fd=hidden, dst_dir_fd=at))
+    found = {
+        "Expiration": {
+            "look at the record": cpu_s(lambda number, view, at, name: look(at, f"{name};1", record=True)),
+            "and the file": cpu_s(lambda number, view, at, name: look(view, name)),
+            "make a marker with its record": cpu_s(lambda number, view, at, name: stage(number, 108)),
+            "name it": cpu_s(
+                lambda number, view, at, name: os.rename(f"{number}", f"{name};2", src_dir_fd=hidden, dst_dir_fd=at)
+            ),
+            "move the file aside": cpu_s(
+                lambda number, view, at, name: os.rename(name, f"{number}", src_dir_fd=view, dst_dir_fd=out)
+            ),
+            "look again": cpu_s(lambda number, view, at, name: look(out, f"{number}")),
+            "remove it": cpu_s(lambda number, view, at, name: os.unlink(f"{number}", dir_fd=out)),
+        },
+        "NoncurrentVersionExpiration": {
+            "look at the record": cpu_s(lambda number, view, at, name: look(at, f"{name};1", record=True)),
+            "remove the version": cpu_s(lambda number, view, at, name: os.unlink(f"{name};1", dir_fd=at)),
+        },
+    }
+    for fd in (hidden, out, *(each for pair in opened.values() for each in pair)):
+        os.close(fd)
+    shutil.rmtree(top)
+    return found
 
 
 def _find(home: Path, today: int, count: int) -> Cost:
