@@ -59,15 +59,15 @@ class Recent:
 
     def forget(self, address: str, key: bytes = b"", version_id: str = "") -> None:
         """Forget one version, or a whole bucket."""
-        if key:
-            self.forget_all(address, [(key, version_id)])
-        else:
-            self.forget_all(address, [at[1:] for at in list(self._versions) if at[0] == address])
+        with self._guard:
+            self._forget([(address, key, version_id)] if key else [at for at in self._versions if at[0] == address])
 
     def forget_all(self, address: str, gone: Iterable[tuple[bytes, str]]) -> None:
         """Forget versions of a bucket, by key and id."""
         with self._guard:
-            for key, version_id in gone:
-                at = (address, key, version_id)
-                if self._versions.pop(at, None) is not None:
-                    self._plain.discard(at)
+            self._forget((address, key, version_id) for key, version_id in gone)
+
+    def _forget(self, gone: Iterable[tuple[str, bytes, str]]) -> None:
+        for at in gone:
+            if self._versions.pop(at, None) is not None:
+                self._plain.discard(at)
