@@ -30,6 +30,8 @@ PAGE_BYTES = 4096
 """The unit in which a changed block is compared with what is in its place in the base."""
 _WRITTEN_BYTES = 8 << 20
 """So much is written to the disk at once."""
+_COPIED_BYTES = 4 << 20
+"""So much of the base is copied at once: what was copied is read back and written to the disk meanwhile."""
 _LEAVES_CACHE_BYTES = 128 << 20
 """From this size on a replica leaves the page cache as it gets to the disk: it would take the place of what people use,
 and to find memory for it takes longer than to copy it where all is in use."""
@@ -87,6 +89,8 @@ class _LargeFile(StagedFile):
         """Up to here it had come when its part on the disk was last dropped from the page cache."""
         self._leaves_cache = False
         """Whether nothing reads it soon: see missing."""
+        self._base: Base | None = None
+        """The version before of the key, which is read for the last time."""
         self.compares = False
         self.foreseen: Sequence[Span] = ()
 
@@ -104,6 +108,8 @@ class _LargeFile(StagedFile):
         self._reserve(plan.missing)
         self.foreseen = sorted(plan.missing)
         cloned = base is not None and is_new and bool(plan.kept) and self._clone(base)
+        if base is not None and base.key == self.replica.key and not cloned:
+            self._base = base
         fs.truncate(self.fd, blocks.size)
         self.compares = bool(plan.kept)
         self._read_back = ReadBack(self.bucket, self.name, on_read, past_cache=cloned)
@@ -122,12 +128,15 @@ class _LargeFile(StagedFile):
             self._leave_cache(at)
 
     def _leave_cache(self, at: int) -> None:
-        """Drop what is on the disk and was read back from the page cache. What is not on the disk stays there."""
-        if not self._leaves_cache or self._read_back is None or at - self._left_at < _LEFT_BYTES:
+        """Drop from the page cache what is on the disk and was read back, and what was copied from the version before.
+        What is not on the disk stays there."""
+        if self.replica.size < _LEAVES_CACHE_BYTES or self._read_back is None or at - self._left_at < _LEFT_BYTES:
             return
         self._left_at = at
-        if (until := min(at, self._read_back.position) - _LEFT_BYTES) > 0:
+        if self._leaves_cache and (until := min(at, self._read_back.position) - _LEFT_BYTES) > 0:
             self.bucket.fs.drop_cache(self.fd, 0, until)
+        if self._base is not None and (until := at - _LEFT_BYTES) > 0:
+            self.bucket.fs.drop_cache(self._base.fd, 0, until)
 
     def _steps(
         self, plan: Plan, base: Base | None, *, cloned: bool, is_new: bool
@@ -146,7 +155,7 @@ class _LargeFile(StagedFile):
     def _prepares(self, base: Base | None, span: Span) -> bool:
         """Fill in what the base has in the place of a missing part, to be compared with it. False: it must be sent."""
         if base is not None and (size := min(span.end, base.blocks.size) - span.at) > 0:
-            self._takes(base, Move(span.at, span.at, size))
+            self._copies(base, Move(span.at, span.at, size))
         return False
 
     def _of_earlier_try(self, blocks: BlockMap) -> BlockMap | list[Block]:
@@ -176,7 +185,17 @@ class _LargeFile(StagedFile):
                 return
 
     def _takes(self, base: Base, move: Move) -> bool:
-        """Copy a part of the base; False where the base cannot be read there, so that it must be sent."""
+        """Copy a part of the base, which stays as it is there; False where the base cannot be read, so that all of the
+        part must be sent."""
+        for done in range(0, move.size, _COPIED_BYTES):
+            size = min(_COPIED_BYTES, move.size - done)
+            if not self._copies(base, Move(move.base_at + done, move.at + done, size)):
+                return False
+            self._is_final(move.at + done + size)
+        return True
+
+    def _copies(self, base: Base, move: Move) -> bool:
+        """Copy a part of the base; False where it cannot be read there."""
         try:
             copying.copy_part(self.bucket, base.fd, self.fd, *move, share=self._may_share)
         except OSError as error:

@@ -19,6 +19,9 @@ _ZEROS = bytes(1 << 20)
 _COPY_BYTES = 64 << 20
 _STARTED_BYTES = 8 << 20
 """The kernel is told in parts of this size what to write to the disk: for smaller ones it takes as long each."""
+_REPLACES_CACHED_BYTES = 128 << 20
+"""From this size on a copy replaces the version before in the page cache: other memory would be taken from what people
+use, and to find it takes longer than to copy where all is in use."""
 _RESERVED_MAX = 256
 """So many separate parts of a sparse file are reserved in advance."""
 
@@ -99,7 +102,7 @@ def copy_large(
     try:
         found = _cloned(bucket, to, fd, told, alike, before)
         if found is None and not again:
-            found = _copied(bucket, to, lasting, fd, told)
+            found = _copied(bucket, to, lasting, fd, told, before)
         if found is None:
             found = _compared(bucket, to, fd, told)
         bucket.fs.sync_file(to)
@@ -180,33 +183,47 @@ def _open_stored(bucket: OpenBucket, at: int, name: bytes, opened: contextlib.Ex
 
 
 def _copied(
-    bucket: OpenBucket, to: int, name: bytes, fd: int, told: Callable[[int], None] | None
+    bucket: OpenBucket, to: int, name: bytes, fd: int, told: Callable[[int], None] | None, before: Before | None
 ) -> hashing.Hashed | None:
     """Copy a file, not through this process, and hash the copy meanwhile; None where the filesystem cannot.
 
-    What is hashed is the copy: the file may be written to between two reads of one place.
+    What is hashed is the copy: the file may be written to between two reads of one place. It takes the place of the
+    version before in the page cache, which is not current any more.
     """
     fs, size = bucket.fs, bucket.fs.stat_fd(fd).st_size
     _reserve(bucket, to, fd)
     fs.truncate(to, size)
-    read_back = ReadBack(bucket, name, told, blocks=True)
-    try:
-        end = 0
-        while end < size:  # a hole is read back as a whole, as in every other pass: see digests.Hasher.zeros
-            start, end = fs.next_data(fd, end, size)
-            for at in range(start, end, _STARTED_BYTES):
-                copy_part(bucket, fd, to, at, at, min(_STARTED_BYTES, end - at), share=False)
-                read_back.follow(min(end, at + _STARTED_BYTES))
-        if (left := fs.stat_fd(fd).st_size) >= size:
-            return read_back.result(size)
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-        return None
-    finally:
-        read_back.cancel()
+    with contextlib.ExitStack() as opened:
+        earlier = _replaced_in_cache(bucket, before, size, opened)
+        read_back = ReadBack(bucket, name, told, blocks=True)
+        opened.callback(read_back.cancel)
+        try:
+            end = 0
+            while end < size:  # a hole is read back as a whole, as in every other pass: see digests.Hasher.zeros
+                start, end = fs.next_data(fd, end, size)
+                for at in range(start, end, _STARTED_BYTES):
+                    copy_part(bucket, fd, to, at, at, min(_STARTED_BYTES, end - at), share=False)
+                    read_back.follow(min(end, at + _STARTED_BYTES))
+                    if earlier is not None:
+                        fs.drop_cache(earlier, at, _STARTED_BYTES)
+            if (left := fs.stat_fd(fd).st_size) >= size:
+                return read_back.result(size)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            return None
     fs.truncate(to, left)  # it was cut short meanwhile
     return hashing.content(fs, to, blocks=True, told=told)
+
+
+def _replaced_in_cache(
+    bucket: OpenBucket, before: Before | None, size: int, opened: contextlib.ExitStack
+) -> int | None:  # fmt: skip
+    """The stored file whose place in the page cache a copy of a size takes; None for a small copy."""
+    if before is not None and size >= _REPLACES_CACHED_BYTES:
+        with contextlib.suppress(OSError):
+            return _open_stored(bucket, *bucket.stored_file(before.key, before.id), opened)
+    return None
 
 
 def _compared(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None) -> hashing.Hashed:

@@ -387,12 +387,75 @@ def test_a_large_replica_leaves_the_page_cache(tmp_path: Path, monkeypatch: pyte
 
         assert is_cached(SOURCE)
         assert is_cached(DESTINATION) == (not leaves)
-        world.write(
-            "new", content(size, 2) + b"more"
-        )  # without reflinks, a further update would be copied from this one
+        world.write("new", content(size, 2) + b"more")
         world.settle()
         assert world.path("new", DESTINATION).stat().st_size == size + 4
-        assert is_cached(DESTINATION)
+        assert is_cached(DESTINATION)  # without reflinks, a further update would be copied from this one
+
+
+@mounts.only_root
+def test_an_update_replaces_the_version_before_in_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Section 9: without reflinks it is a whole copy on both sides, for which nothing else has to leave."""
+    monkeypatch.setattr(copying, "_STARTED_BYTES", 256 << 10)
+    monkeypatch.setattr(copying, "_REPLACES_CACHED_BYTES", SIZE)
+    monkeypatch.setattr(large_draft, "_WRITTEN_BYTES", 256 << 10)
+    monkeypatch.setattr(large_draft, "_COPIED_BYTES", 128 << 10)
+    monkeypatch.setattr(large_draft, "_LEFT_BYTES", 512 << 10)
+    with (
+        mounts.ext4(tmp_path) as at,
+        World(tmp_path / "world", regions={"east": at / "east", "west": at / "west"}) as world,
+    ):
+        set_up(world)
+        world.restart(fs=(fs := Fs()))
+        world.write("k", content())
+        world.settle()
+        monkeypatch.setattr(large_draft, "_LEAVES_CACHE_BYTES", SIZE)
+        world.write("k", content() + b"more")
+        world.settle()
+        world.state().copy_again_at_s.clear()
+        world.settle()
+        assert world.path("k", DESTINATION).stat().st_size == SIZE + 4
+        for bucket in (SOURCE, DESTINATION):
+            cached: list[int] = []
+            for version in world.of("k", bucket):
+                with Path(f"{world.path('.fsrepl/versions/k', bucket)};{version.id}").open("rb") as file:
+                    cached.append(fs.cached_bytes(file.fileno(), 0, SIZE))
+            before, now = sorted(cached)
+            assert before <= SIZE // 2, bucket
+            assert now >= SIZE, bucket
+
+
+def test_what_is_copied_from_the_version_before_is_read_back_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """G3: to verify an update adds little to the time until it is complete, although little of it is sent."""
+    monkeypatch.setattr(large_draft, "_COPIED_BYTES", 256 << 10)
+    late: list[int] = []
+
+    class Waiting(UnsyncedFs):
+        is_read = threading.Event()
+
+        def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
+            if "/dst/" in os.readlink(f"/proc/self/fd/{fd}"):
+                self.is_read.set()
+            return super().read_into(fd, buffer, at)
+
+        def copy_within(self, *args: int, share: bool = True) -> int:
+            if "/dst/" in os.readlink(f"/proc/self/fd/{args[1]}") and SIZE * 3 // 4 <= args[3] < SIZE * 7 // 8:
+                late.append(args[3])
+                assert self.is_read.wait(20)
+            return super().copy_within(*args, share=share)
+
+    world.write("k", content())
+    world.settle()
+    world.write("k", content() + b"more")
+    capture(world)
+    world.restart(fs=Waiting())
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert late
 
 
 def test_a_file_that_is_cut_short_during_its_capture_is_captured_as_it_is(world: World) -> None:
