@@ -52,8 +52,7 @@ class Daemon:
         return self.root / bucket / name
 
     def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_s(self.process.pid)
 
     def written_bytes(self) -> int:
         """What it wrote to disks so far. Source: proc_pid_io(5), write_bytes."""
@@ -67,6 +66,12 @@ class Daemon:
         self.process.terminate()
         self.process.wait()
         self._log.close()
+
+
+def cpu_s(pid: int) -> float:
+    """The processor time of a process so far. Source: proc_pid_stat(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

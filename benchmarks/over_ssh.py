@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from daemons import DESTINATION, SOURCE, Daemon
+from daemons import DESTINATION, SOURCE, Daemon, cpu_s
 
-from tests.sshd import Sshd
+from tests.sshd import Sshd, agents_of
 
 _BLOCK = 1 << 20
 
@@ -50,18 +50,25 @@ def _measure(home: Path, sshd: Sshd, count: int, size: int) -> None:
     try:
         rsync = ["rsync", "-a", "-e", f"ssh -F {sshd.client}"]
         source = site.path(SOURCE)
+        while not (agents := list(agents_of(there / "west"))):
+            time.sleep(0.1)
+        (agent,) = agents
 
         def both(what: str, by_rsync: Callable[[], object], by_us: Callable[[], object]) -> None:
             for each in (by_rsync, by_us):
                 os.sync()
-                began = time.monotonic()
+                began, here_s, there_s = time.monotonic(), site.cpu_s(), cpu_s(agent)
                 each()
                 if each is by_us:
                     site.fsrepl("wait")
                 took = time.monotonic() - began
                 if each is by_rsync:
                     rsync_s = took
-            print(f"  {what:22} rsync -a {rsync_s:7.2f} s   fsrepl {took:7.2f} s   {took / rsync_s:5.2f} x rsync -a")
+            here_s, there_s = site.cpu_s() - here_s, cpu_s(agent) - there_s
+            print(
+                f"  {what:22} rsync -a {rsync_s:7.2f} s   fsrepl {took:7.2f} s   {took / rsync_s:5.2f} x rsync -a   "
+                f"{here_s:5.2f} CPU s here, {there_s:5.2f} there"
+            )
 
         both(
             f"{count:,} small files",
