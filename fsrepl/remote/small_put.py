@@ -2,19 +2,21 @@
 
 How a bucket is reached is taken from the first put that botocore made to it: the URL, the region that the request was
 signed for, the name of the program. Every later put is signed and sent by libcurl, with botocore's credentials, proxies
-and certificates, and its errors are read by botocore's parser. Each thread has a connection of its own, which stays
-open; libcurl waits for the answer without the interpreter, where urllib3 needs it ten times. A bucket that is reached
-in another way, as with signatures of another kind, is left to botocore, and so is everything where pycurl is missing.
+and certificates, and its errors are read by botocore's parser. Connections stay open; libcurl waits for the answer
+without the interpreter, where urllib3 needs it ten times. A bucket that is reached in another way, as with signatures
+of another kind, is left to botocore, and so is everything where pycurl is missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import re
-import threading
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -67,7 +69,7 @@ def way_of(name: str, url: str, headers: Mapping[str, Any]) -> Way | None:
 
 
 class Connections:
-    """Connections to one service, each used by one thread."""
+    """Connections to one service, each used by one thread at a time: the one that was used last is used next."""
 
     def __init__(
         self, proxy_for: Callable[[str], str | None], authorities: str, connect_s: float, idle_s: float
@@ -76,15 +78,23 @@ class Connections:
         service may take to be reached, and be silent then."""
         self._proxy_for, self._authorities = proxy_for, authorities
         self._connect_s, self._idle_s = connect_s, idle_s
-        self._own = threading.local()
+        self._idle: deque[Any] = deque()
+        """Handles of libcurl, each with its connection."""
 
-    def _handle(self) -> Any:
-        """This thread's handle of libcurl."""
+    @contextlib.contextmanager
+    def _handle(self) -> Iterator[Any]:
+        """A handle of libcurl for one request."""
+        try:
+            found = self._idle.pop()
+        except IndexError:
+            found = self._make()
+        yield found
+        self._idle.append(found)
+
+    def _make(self) -> Any:
         import pycurl
 
-        if (found := getattr(self._own, "handle", None)) is not None:
-            return found
-        made = self._own.handle = pycurl.Curl()
+        made = pycurl.Curl()
         for option, value in (
             (pycurl.NOSIGNAL, 1),
             (pycurl.UPLOAD, 1),
@@ -113,28 +123,28 @@ class Connections:
         headers["x-amz-content-sha256"] = b64decode(params["ChecksumSHA256"]).hex()
         if keys.token:
             headers["x-amz-security-token"] = keys.token
-        url, left, lines, answer = way.base + _escaped(params["Key"]), [body], list[bytes](), list[bytes]()
-        curl = self._handle()
-        for option, value in (
-            (pycurl.URL, url),
-            (pycurl.PROXY, self._proxy_for(url) or ""),
-            (pycurl.USERAGENT, way.agent),
-            (pycurl.AWS_SIGV4, f"aws:amz:{way.region}:s3"),
-            (pycurl.USERNAME, keys.access_key),
-            (pycurl.PASSWORD, keys.secret_key),
-            (pycurl.HTTPHEADER, [*(f"{name}: {value}" for name, value in headers.items()), "Expect:", "Accept:"]),
-            (pycurl.INFILESIZE, len(body)),
-            (pycurl.READFUNCTION, lambda _: left.pop() if left else b""),
-            (pycurl.HEADERFUNCTION, lines.append),
-            (pycurl.WRITEFUNCTION, answer.append),
-        ):
-            curl.setopt(option, value)
-        try:
-            curl.perform()
-        except pycurl.error as error:
-            code, words = error.args
-            raise _unreachable(url, code, words, curl.getinfo(pycurl.OS_ERRNO)) from error
-        status = curl.getinfo(pycurl.RESPONSE_CODE)
+        url, lines, answer = way.base + _escaped(params["Key"]), list[bytes](), list[bytes]()
+        with self._handle() as curl:
+            for option, value in (
+                (pycurl.URL, url),
+                (pycurl.PROXY, self._proxy_for(url) or ""),
+                (pycurl.USERAGENT, way.agent),
+                (pycurl.AWS_SIGV4, f"aws:amz:{way.region}:s3"),
+                (pycurl.USERNAME, keys.access_key),
+                (pycurl.PASSWORD, keys.secret_key),
+                (pycurl.HTTPHEADER, [*(f"{name}: {value}" for name, value in headers.items()), "Expect:", "Accept:"]),
+                (pycurl.INFILESIZE, len(body)),
+                (pycurl.READFUNCTION, io.BytesIO(body).read),
+                (pycurl.HEADERFUNCTION, lines.append),
+                (pycurl.WRITEFUNCTION, answer.append),
+            ):
+                curl.setopt(option, value)
+            try:
+                curl.perform()
+            except pycurl.error as error:  # the handle goes, and whatever has become of its connection
+                code, words = error.args
+                raise _unreachable(url, code, words, curl.getinfo(pycurl.OS_ERRNO)) from error
+            status = curl.getinfo(pycurl.RESPONSE_CODE)
         found = _headers(lines)
         if status in (200, 204):
             return {"VersionId": found.get("x-amz-version-id"), "ETag": found.get("etag")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -86,9 +87,10 @@ def test_a_small_file_is_one_request(tmp_path: Path, service: Service) -> None:
 
 @EACH
 def test_many_small_files_arrive_whole(tmp_path: Path, service: Service) -> None:
-    """G3, G5: all after the first go the short way."""
+    """G3, G5: all after the first go the short way, up to the largest that do."""
     bucket = service.make_bucket()
     wanted = {f"d{n % 3}/ü{n}": os.urandom(n * 17) for n in range(40)}
+    wanted |= {f"larger{n}": os.urandom(small_put.SMALL_MAX_BYTES - n * 60_000) for n in range(4)}
     with RemoteWorld(tmp_path, service) as world:
         for name, data in wanted.items():
             world.write(name, data)
@@ -183,6 +185,20 @@ def test_a_botocore_of_another_make_puts_all_by_itself(service: Service) -> None
         for _ in range(2):
             put(bucket, "k")
         assert ["expect" in each.headers for each in between.requests] == [False, True, True]
+
+
+def test_a_connection_is_kept_for_whichever_thread_puts_next(service: Service) -> None:
+    """A new one costs round trips and the reading of all trusted certificates; workers end when they are idle."""
+    service.make_bucket()
+    bucket = service.bucket()
+    put(bucket, "k")
+    for number in range(5):
+        thread = threading.Thread(target=put, args=(bucket, f"k{number}"))
+        thread.start()
+        thread.join()
+    assert bucket.client._connections is not None
+    assert len(bucket.client._connections._idle) == 1
+    assert {each.key for each in found_in(bucket)} == {"k", *(f"k{number}" for number in range(5))}
 
 
 def test_a_large_body_is_left_to_botocore() -> None:
