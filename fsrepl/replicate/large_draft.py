@@ -1,8 +1,8 @@
 """The draft of a large replica in a bucket of this site.
 
 Its content comes from an earlier try, from a version that the bucket has, by reflink or copy_file_range within the
-bucket's own filesystem, and for the rest from the source. None of these is believed: all of it is read back, while it
-is written, and compared with the BLAKE3 and, where that does not match, block by block with the map.
+bucket's own filesystem, and for the rest from the source. None of these is believed: all of it is read back, mostly
+while it is written, and compared with the BLAKE3 and, where that does not match, block by block with the map.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ _WRITTEN_BYTES = 8 << 20
 """So much is written to the disk at once."""
 _COPIED_BYTES = 4 << 20
 """So much of the base is copied at once: what was copied is read back and written to the disk meanwhile."""
+_FOLLOWED_MAX = 16
+"""A clone is read back from the disk, and each write into it waits for the reads under way. Where more separate parts
+than this are written, it is read back when all of them are."""
 _LEAVES_CACHE_BYTES = 128 << 20
 """From this size on a replica leaves the page cache as it gets to the disk: it would take the place of what people use,
 and to find memory for it takes longer than to copy it where all is in use."""
@@ -83,6 +86,8 @@ class _LargeFile(StagedFile):
         super().__init__(bucket, fd, name, replica, linked=linked, sidecar=sidecar)
         self._again = again
         self._read_back: ReadBack | None = None
+        self._is_followed = True
+        """Whether it is read back while it is put together."""
         self._written = 0
         """Up to here the kernel was told to write it to the disk."""
         self._left_at = 0
@@ -112,6 +117,7 @@ class _LargeFile(StagedFile):
             self._base = base
         fs.truncate(self.fd, blocks.size)
         self.compares = bool(plan.kept)
+        self._is_followed = not cloned or len(plan.missing) + len(plan.moved) <= _FOLLOWED_MAX
         self._read_back = ReadBack(self.bucket, self.name, on_read, past_cache=cloned)
         for span, is_filled in self._steps(plan, base, cloned=cloned, is_new=is_new):
             self._is_final(span.at)
@@ -120,7 +126,7 @@ class _LargeFile(StagedFile):
 
     def _is_final(self, at: int) -> None:
         """All before a place is as it stays: it is read back, and written to the disk, in large parts."""
-        if self._read_back is not None:
+        if self._read_back is not None and self._is_followed:
             self._read_back.follow(at)
         if (size := at - self._written) >= _WRITTEN_BYTES:
             self.bucket.fs.start_writing(self.fd, self._written, size)

@@ -427,6 +427,42 @@ def test_an_update_replaces_the_version_before_in_the_page_cache(
             assert now >= SIZE, bucket
 
 
+@mounts.only_root
+def test_a_clone_with_scattered_changes_is_read_back_when_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """G3: it is read from the disk, and each write would wait for a read."""
+    monkeypatch.setattr(large_draft, "_FOLLOWED_MAX", 4)
+
+    class Noting(UnsyncedFs):
+        copied_after = read = 0
+
+        def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
+            self.read += "/large." in os.readlink(f"/proc/self/fd/{fd}")
+            return super().read_into(fd, buffer, at)
+
+        def copy(self, from_fd: int, to_fd: int, at: int, count: int) -> int:
+            self.copied_after += self.read > 0
+            return super().copy(from_fd, to_fd, at, count)
+
+    with (
+        mounts.btrfs(tmp_path) as at,
+        World(tmp_path / "world", regions={"east": at / "east", "west": at / "west"}) as world,
+    ):
+        set_up(world)
+        world.restart(fs=(fs := Noting()))
+        world.write("k", content())
+        world.settle()
+        fs.read = fs.copied_after = 0
+        world.state().copy_again_at_s.clear()
+        world.write("k", in_pages(content()))
+        world.settle()
+        assert world.tree(DESTINATION) == {"k": in_pages(content())}
+        assert crossed(world, "k") == 11 * 4096
+        assert fs.read
+        assert not fs.copied_after
+
+
 def test_what_is_copied_from_the_version_before_is_read_back_meanwhile(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
