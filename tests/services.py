@@ -28,6 +28,13 @@ from tests.waiting import until
 from tests.world import SOURCE, World
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "secret"}
+_MOTO = """
+import logging
+logging.getLogger("werkzeug").setLevel(logging.WARNING)
+from moto.server import main
+main()
+"""
+"""moto's service without a line for each request, which took a seventh of its time."""
 THERE = "aws/copies"
 """The bucket that takes replicas."""
 
@@ -52,11 +59,10 @@ class Service:
         if self._process is not None:
             return
         with self._log.open("ab") as log:
-            module = {"moto": "moto.server", "ministack": "ministack"}[self.kind]
-            arguments = ["-H", "127.0.0.1", "-p", str(self.port)] if self.kind == "moto" else []
+            program = {"moto": ["-c", _MOTO, "-H", "127.0.0.1", "-p", str(self.port)], "ministack": ["-m", "ministack"]}
             dies_with_pytest = ["setpriv", "--pdeathsig", "KILL"]
             self._process = subprocess.Popen(
-                [*dies_with_pytest, sys.executable, "-m", module, *arguments],
+                [*dies_with_pytest, sys.executable, *program[self.kind]],
                 env=os.environ | {"GATEWAY_PORT": str(self.port)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
