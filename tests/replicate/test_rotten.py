@@ -13,6 +13,7 @@ from fsrepl.daemon.engine import Engine
 from tests.backfills import backfill
 from tests.hosts import FarWorld
 from tests.verifying import tally, verify
+from tests.waiting import until
 from tests.world import DESTINATION, SOURCE, World
 
 Mend = Callable[[World], object]
@@ -53,9 +54,10 @@ def test_what_was_written_into_the_stored_file_is_a_version(tmp_path: Path, kind
         stored.write_bytes(b"written")
         mend(world)
         world.settle()
+        # another machine captures it after it has answered, and the site knows nothing of that
+        until(lambda: len(world.of("k", DESTINATION)) == 2, "what was written is a version")
         assert view.read_bytes() == b"written"
         assert stored.read_bytes() == world.path("k").read_bytes()
-        assert len(world.of("k", DESTINATION)) == 2
 
 
 def replica_of(world: World, size: int) -> tuple[Path, Path]:
