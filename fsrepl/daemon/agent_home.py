@@ -150,12 +150,12 @@ def link_to(path: Path, state: Path) -> None:
 
 
 def forget(states: Path, hello: Hello) -> None:
-    """Remove the state of a region that was lost and replaced. An agent that still serves it keeps it."""
-    state = states / hello.uuid
+    """Remove the state of a region that was lost and replaced, unless it serves another site since, or is in use."""
     with contextlib.suppress(ValueError, OSError, FsreplError):
-        uuid.UUID(hello.uuid)
+        state = states / str(uuid.UUID(hello.uuid))
+        found = json_text.loads((state / _SERVING).read_text())
         with Lock(state) as held:
-            if state.is_dir() and held.try_acquire():
+            if isinstance(found, dict) and found.get("site") == hello.site and held.try_acquire():
                 shutil.rmtree(state)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.commands import operations, services, status
-from fsrepl.daemon import control, requests
+from fsrepl.daemon import agent_home, control, requests
 from fsrepl.daemon.served_region import ServedRegion
 from fsrepl.errors import FsreplError, Refused, Unavailable
 from fsrepl.model.address import Address
@@ -519,6 +519,29 @@ def test_a_state_that_is_lost_is_made_again_on_request(world: FarWorld) -> None:
     world.settle()
     assert is_alike(world)
     state_of(world)
+
+
+def test_the_state_is_where_states_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XDG Base Directory Specification; root's is where the state of services is."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert agent_home.states() == Path("/home/me/.local/state/fsrepl/agents")
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/me/state")
+    assert agent_home.states() == Path("/home/me/state/fsrepl/agents")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert agent_home.states() == Path("/var/lib/fsrepl-agent")
+
+
+def test_the_state_of_a_lost_region_that_another_site_uses_since_is_kept(world: FarWorld) -> None:
+    """Only the site that has replaced a region knows that it is lost, and only where it is still its own."""
+    world.settle()
+    world.disconnect()
+    state = state_of(world)
+    (state / "serving.json").write_text('{"site": "another", "where": "pc:/home/me/fsrepl.toml", "pid": 1}')
+    world.far.rename(world.far.with_name("taken"))
+    world.run("region.add", name="west", path=f"ssh://host{world.far}", replace=True)
+    assert {*(world.home / "agents").iterdir()} == {state, state_of(world)}
 
 
 def test_a_state_that_cannot_be_made_is_said(memory: Path) -> None:
