@@ -1,9 +1,9 @@
 """A million objects: memory, descriptors and threads of the daemon, the size of its journal, and starts after a crash.
 
 One bucket gets a million empty files in directories of 1,000, while three of its five destinations are away; the daemon
-is killed and started again; the destinations return; then a million names come into one directory. Files are empty, and
-the store shares them (`sharing = "link"`), so that a disk of 20 GiB with 9 million inodes is enough
-(`mkfs.ext4 -I 1024 -N 9000000`): what is measured does not depend on content.
+is killed and started again; the destinations return; all is deleted at once, and held; then a million names come into
+one directory. Files are empty, and the store shares them (`sharing = "link"`), so that a disk of 20 GiB with 9 million
+inodes is enough (`mkfs.ext4 -I 1024 -N 9000000`): what is measured does not depend on content.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def million(folder: Path, count: int, far: int) -> None:
             _drop(site, home, count, near, away)
             _crash(site, count)
             _return(site, count, near, away)
+            _delete(site, count)
             _flat(site, home, count)
         finally:
             site.stop()
@@ -91,13 +92,16 @@ def _crash(site: Daemon, count: int) -> None:
     site.process.wait()
     began = time.monotonic()
     site.start()
-    ready_s = time.monotonic() - began
+    ready_s, cpu_s = time.monotonic() - began, site.cpu_s()
     site.path(SOURCE, "after-the-crash").touch()
     began = time.monotonic()
     while not _captured(site):
         time.sleep(0.02)
     captured_s = time.monotonic() - began
-    print(f"  after kill -9 ready in {ready_s:.1f} s, and a new file is a version {captured_s:.1f} s later")
+    print(
+        f"  after kill -9 ready in {ready_s:.1f} s, {cpu_s:.1f} CPU s, and a new file is a version {captured_s:.1f} s "
+        "later"
+    )
     with _measured(site, "compared whole"):
         while _bucket(site, SOURCE).get("scanning"):
             time.sleep(_LOOK_S)
@@ -123,6 +127,18 @@ def _return(site: Daemon, count: int, near: tuple[str, ...], away: tuple[str, ..
     )
 
 
+def _delete(site: Daemon, count: int) -> None:
+    """Delete all but one file, as a mass deletion that the brake holds."""
+    path = site.root / "fsrepl.toml"
+    path.write_text(path.read_text().replace("delete_share = 1\n", "delete_share = 0.5\n"))
+    site.process.send_signal(signal.SIGHUP)
+    with _measured(site, "deleted at once, and held"):
+        for directory in site.path(SOURCE).glob("d*"):
+            shutil.rmtree(directory)
+        _await(site, 1, SOURCE, {})
+    print(f"  HALTED: {_bucket(site, SOURCE).get('halted')}")
+
+
 def _flat(site: Daemon, home: Path, count: int) -> None:
     _make(tree := home / "flat", count, count)
     with _measured(site, "captured in one directory"):
@@ -132,7 +148,7 @@ def _flat(site: Daemon, home: Path, count: int) -> None:
     site.process.wait()
     began = time.monotonic()
     site.start()
-    print(f"  after kill -9 ready in {time.monotonic() - began:.1f} s")
+    print(f"  after kill -9 ready in {time.monotonic() - began:.1f} s, {site.cpu_s():.1f} CPU s")
     with _measured(site, "compared whole"):
         while _bucket(site, FLAT).get("scanning"):
             time.sleep(_LOOK_S)
