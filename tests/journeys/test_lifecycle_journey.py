@@ -28,6 +28,7 @@ def site(tmp_path: Path, clock: Path) -> Iterator[Site]:
 
 
 def later(clock: Path, moment: str) -> None:
+    """Set the clock of a running daemon, which would read a file that is being written as no time at all."""
     moved = clock.with_name("now.new")
     moved.write_text(moment)
     moved.rename(clock)

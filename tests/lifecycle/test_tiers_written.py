@@ -16,6 +16,7 @@ from fsrepl.lifecycle import tiers
 from fsrepl.region.change_queue import WatchLimit
 from fsrepl.storage.intents import Act, Intent, write_intents
 from tests.doubles import DeafWatcher, DyingFs, PowerCut
+from tests.journeys.test_lifecycle_journey import later
 from tests.lifecycle.test_archives import CURRENT, add_archive, restore
 from tests.lifecycle.test_lifecycle import LATER, days, put, run
 from tests.lifecycle.test_tiers import IA, ONE, add_tier, content, contents, placed
@@ -254,7 +255,7 @@ def test_a_wait_notices_a_write_through_a_symlink(tmp_path: Path) -> None:
         site.put("d/k", ONE)
         site.wait()
         site.must("lifecycle", "put", SOURCE, "-", stdin=json.dumps({"Rules": [IA]}).encode())
-        now.write_text(LATER)
+        later(now, LATER)
         site.must("lifecycle", "run", SOURCE)
         view = site.path("d/k")
         site.until(view.is_symlink, "it is in the tier")
