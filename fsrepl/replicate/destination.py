@@ -7,15 +7,14 @@ read back before that. The region makes replicas durable and shows them in views
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from fsrepl.model import digests
 from fsrepl.model.version import Version
 from fsrepl.replicate import large_draft
-from fsrepl.replicate.draft import Draft, LargeDraft, StagedFile, StagedReplica
-from fsrepl.storage import records, sharing, staging, tiers, versions
+from fsrepl.replicate.draft import Draft, LargeDraft, NewFile, StagedReplica
+from fsrepl.storage import sharing, staging, tiers, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 
 
@@ -60,6 +59,8 @@ class LocalTree:
 
     def __init__(self, bucket: OpenBucket) -> None:
         self._bucket = bucket
+        self._links_views: bool | None = None
+        """See sharing.links_views; None before the first draft."""
 
     @property
     def address(self) -> str:
@@ -81,18 +82,10 @@ class LocalTree:
         finally:
             bucket.fs.close(fd)
 
-    @contextlib.contextmanager
-    def draft(self, replica: Version) -> Iterator[Draft]:
-        bucket, linked, name = self._bucket, sharing.is_linked(self._bucket, replica.posix), staging.token()
-        fd = bucket.fs.create(bucket.tmp, name)
-        try:
-            sidecar = not linked and records.put(bucket, fd, name, replica)
-            yield StagedFile(bucket, fd, name, replica, linked=linked, sidecar=sidecar)
-        except BaseException:
-            staging.unstage(bucket, name)
-            raise
-        finally:
-            bucket.fs.close(fd)
+    def draft(self, replica: Version) -> AbstractContextManager[Draft]:
+        if self._links_views is None:
+            self._links_views = sharing.links_views(self._bucket)
+        return NewFile(self._bucket, replica, linked=self._links_views and sharing.may_be_view(replica.posix))
 
     def large_draft(self, replica: Version) -> AbstractContextManager[LargeDraft]:
         return large_draft.open_draft(self._bucket, replica)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -12,7 +13,7 @@ from fsrepl.model import digests
 from fsrepl.model.blockmap import BlockMap
 from fsrepl.model.delta import Span
 from fsrepl.model.version import Version
-from fsrepl.storage import records, versions
+from fsrepl.storage import records, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.hashing import SMALL_BYTES
 from fsrepl.storage.posix import apply_posix
@@ -131,3 +132,30 @@ class StagedFile:
             replica = replace(replica, shortfall=shortfall)
             sidecar = records.put_again(bucket, fd, name, replica)
         return StagedReplica(versions.Staged(replica, name, sidecar), view)
+
+
+class NewFile(StagedFile):
+    """A staged file made for a `with` block, which closes it, and removes it after an error."""
+
+    def __init__(self, bucket: OpenBucket, replica: Version, *, linked: bool) -> None:
+        name = staging.token()
+        super().__init__(bucket, bucket.fs.create(bucket.tmp, name), name, replica, linked=linked, sidecar=False)
+
+    def __enter__(self) -> Self:
+        if not self._linked:
+            try:
+                self._sidecar = records.put(self.bucket, self.fd, self.name, self.replica)
+            except BaseException:
+                self._end(is_wanted=False)
+                raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._end(is_wanted=kind is None)
+
+    def _end(self, *, is_wanted: bool) -> None:
+        try:
+            if not is_wanted:
+                staging.unstage(self.bucket, self.name)
+        finally:
+            self.bucket.fs.close(self.fd)

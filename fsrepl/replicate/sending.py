@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from fsrepl.errors import Failed, FsreplError, Unavailable
 from fsrepl.model import keys, metadata
@@ -124,14 +125,9 @@ class Sending:
     def order(self, key: bytes) -> tuple[int, str] | None:
         return narrowing.order_in(self._engine, self.address)(key)
 
-    @contextlib.contextmanager
-    def content(self, version: Version, *, just_stored: bool = False) -> Iterator[StoredContent]:
+    def content(self, version: Version, *, just_stored: bool = False) -> StoredContent:
         data = self._engine.recent.data(version.digest) if just_stored and version.digest else None
-        content = StoredContent(self._source, version, self._engine.limiter, data)
-        try:
-            yield content
-        finally:
-            content.close()
+        return StoredContent(self._source, version, self._engine.limiter, data)
 
     def map_of(self, digest: bytes) -> BlockMap | None:
         return maps.read(self._source, digest)
@@ -141,7 +137,10 @@ class Sending:
 
 
 class StoredContent:
-    """See source.Content: a stored file, opened when it is first needed. data: the content, where it is in memory."""
+    """See source.Content: a stored file, opened when it is first needed, until the end of a `with` block.
+
+    data: the content, where it is in memory.
+    """
 
     def __init__(
         self, bucket: OpenBucket, version: Version, limiter: Limiter | None, data: bytes | None = None
@@ -168,7 +167,10 @@ class StoredContent:
         """Where it is read from, to be sent."""
         return self._view if self._view >= 0 else self._fd
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._opened >= 0:
             self._fs.close(self._opened)
             self._opened = -1

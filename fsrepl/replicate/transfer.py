@@ -7,7 +7,6 @@ which is made again. No reflinks between regions: a replica shares no storage (G
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -33,14 +32,17 @@ def stage(
     """
     if replica.marker:
         return destination.stage_marker(replica)
-    with (
-        destination.draft(replica) as draft,
-        source.content(version, just_stored=just_stored) as content,
-        source.released() if version.size >= SMALL_BYTES else contextlib.nullcontext(),
-    ):
-        content.copy_to(draft, progress)
-        _verify(content, draft, progress.verified_to if progress else None)
-        return draft.stage()
+    with destination.draft(replica) as draft, source.content(version, just_stored=just_stored) as content:
+        if version.size < SMALL_BYTES:
+            return _staged(content, draft, progress)
+        with source.released():
+            return _staged(content, draft, progress)
+
+
+def _staged(content: Content, draft: Draft, progress: Progress | None) -> StagedReplica:
+    content.copy_to(draft, progress)
+    _verify(content, draft, progress.verified_to if progress else None)
+    return draft.stage()
 
 
 def _verify(content: Content, draft: Draft, on_read: Callable[[int], None] | None = None) -> None:

@@ -72,15 +72,23 @@ def can_link(bucket: OpenBucket) -> bool:
 
 def is_linked(bucket: OpenBucket, posix: Posix | None) -> bool:
     """Whether the view of a replica here is a hard link to its stored version. Source: design.md, section 7."""
+    return may_be_view(posix) and links_views(bucket)
+
+
+def links_views(bucket: OpenBucket) -> bool:
+    """Whether views of replicas here are hard links to their stored versions, those whose metadata allows it."""
     sharing = bucket.bucket.sharing
-    if posix is not None and not is_file(posix):
-        return False
     if sharing != "link" and (sharing == "private" or receives_writes(bucket.bucket) or can_reflink(bucket)):
         return False
-    if not can_link(bucket):
-        return False
-    # without privilege, a file that its owner may not read and write cannot hold its record
-    return os.geteuid() == 0 or posix is None or posix.mode & 0o600 == 0o600
+    return can_link(bucket)
+
+
+def may_be_view(posix: Posix | None) -> bool:
+    """Whether a stored file with this metadata can be its own view: a regular file, and one that can hold its record,
+    which without privilege its owner must be able to read and write."""
+    if posix is None:
+        return True
+    return is_file(posix) and (posix.mode & 0o600 == 0o600 or os.geteuid() == 0)
 
 
 def receives_writes(bucket: Bucket) -> bool:
