@@ -39,6 +39,7 @@ class StoredName(Struct, frozen=True, gc=False):
     sidecar: bool
 
 
+@lru_cache(maxsize=1024)  # each step of a batch asks for the keys of that batch
 def split(key: bytes) -> tuple[bytes, bytes]:
     """The directory of a key (empty at the top, without a slash at its end) and its last component."""
     head, _, name = key.rpartition(b"/")
@@ -74,6 +75,7 @@ def stored_path(key: bytes) -> bytes:
     return join(stored_directory(directory), stored_component(name))
 
 
+@lru_cache(maxsize=4096)  # asked when a version is published, and again when its delivery is recorded
 def stored_name(name: bytes, version_id: str, *, marker: bool = False) -> bytes:
     """The file name of a version, from the last component of its key."""
     return stored_component(name) + b";" + version_id.encode() + (MARKER if marker else b"")

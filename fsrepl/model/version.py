@@ -87,14 +87,19 @@ class Kind(enum.Enum):
         return {Kind.LINK: "inode/symlink", Kind.DIRECTORY: "application/x-directory"}.get(self, "")
 
 
+PERMISSIONS = 0o7777
+"""The bits of a mode beside the file type; a mode on record that has no others is that of a regular file."""
+
+
 def recorded_mode(st_mode: int) -> int:
     """The mode on record of an inode: the permissions, and for all but a regular file the file type as well."""
-    return stat.S_IMODE(st_mode) if stat.S_ISREG(st_mode) else st_mode
+    mode = st_mode & PERMISSIONS
+    return mode if st_mode - mode == stat.S_IFREG else st_mode
 
 
 def is_file(posix: Posix) -> bool:
     """Whether metadata is that of a regular file."""
-    return not stat.S_IFMT(posix.mode)
+    return posix.mode <= PERMISSIONS
 
 
 class Posix(Struct, frozen=True):
@@ -246,7 +251,9 @@ class Version(Struct, frozen=True, gc=False):
         """The kind of object; a marker of a file and of a symlink are alike."""
         if self.key.endswith(b"/"):
             return Kind.DIRECTORY
-        return Kind.LINK if self.posix is not None and stat.S_ISLNK(self.posix.mode) else Kind.FILE
+        if self.posix is None or self.posix.mode <= PERMISSIONS:
+            return Kind.FILE
+        return Kind.LINK if stat.S_ISLNK(self.posix.mode) else Kind.FILE
 
     @property
     def order(self) -> tuple[int, str]:
@@ -279,13 +286,16 @@ def shown_status(origin: Origin, deliveries: Mapping[str, DeliveryRecord]) -> St
 
     Source: s3-semantics, 3.1.
     """
-    statuses = [d.status for d in deliveries.values()]
-    for status in (Status.FAILED, Status.PENDING):
-        if status in statuses:
-            return status
+    is_pending = False
+    for each in deliveries.values():
+        if each.status is Status.FAILED:
+            return Status.FAILED
+        is_pending |= each.status is Status.PENDING
+    if is_pending:
+        return Status.PENDING
     if origin is Origin.REPLICA:
         return Status.REPLICA
-    return Status.COMPLETED if statuses else None
+    return Status.COMPLETED if deliveries else None
 
 
 class Result(Struct, frozen=True):

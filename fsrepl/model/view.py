@@ -7,7 +7,7 @@ import stat
 
 from msgspec import Struct
 
-from fsrepl.model.version import recorded_mode
+from fsrepl.model.version import PERMISSIONS, recorded_mode
 
 
 class View(Struct, frozen=True):
@@ -50,6 +50,6 @@ class View(Struct, frozen=True):
 
 def view_of(found: os.stat_result, shown: str, *, racy: bool = False) -> View:
     mode = recorded_mode(found.st_mode)
-    if stat.S_ISDIR(mode):
+    if mode > PERMISSIONS and stat.S_ISDIR(mode):
         return View(found.st_ino, 0, 0, found.st_ctime_ns, mode, racy, shown)
     return View(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, mode, racy, shown)

@@ -88,18 +88,20 @@ class Directories:
         self._fs, self._top = fs, top
         self._never = (never.st_dev, never.st_ino) if never is not None else None
         self._open: OrderedDict[bytes, int] = OrderedDict()
+        self._latest = b""
+        """The path that was asked for last, which is the last one in _open, if it is there."""
         self.changed: set[bytes] = set()
         """Directories with changed entries since the last sync."""
 
     def get(self, path: bytes) -> int:
-        fd = self._open.get(path)
-        if fd is None:
-            fd = self._open[path] = self._open_dir(path)
+        if path not in self._open:
+            self._open[path] = self._open_dir(path)
             if len(self._open) > _OPEN_DIRECTORIES_MIN and len(self._open) > _open_directories_max():
                 self._fs.close(self._open.popitem(last=False)[1])
-        else:
+        elif path != self._latest:  # a batch mostly stays in one directory
             self._open.move_to_end(path)
-        return fd
+        self._latest = path
+        return self._open[path]
 
     def _open_dir(self, path: bytes) -> int:
         first, _, rest = path.partition(b"/")

@@ -9,7 +9,7 @@ import stat
 from msgspec.structs import replace
 
 from fsrepl.model import access
-from fsrepl.model.version import Posix, recorded_mode
+from fsrepl.model.version import PERMISSIONS, Posix, recorded_mode
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import ACL, UNSUPPORTED
 
@@ -23,8 +23,9 @@ def inode_posix(bucket: OpenBucket, fd: int, found: os.stat_result) -> Posix:
 
 def posix_of(found: os.stat_result, acl: bytes | None = None) -> Posix:
     """The mode, owner and time from a stat result, with a known ACL, or none."""
-    mtime_ns = 0 if stat.S_ISDIR(found.st_mode) else found.st_mtime_ns
-    return Posix(recorded_mode(found.st_mode), found.st_uid, found.st_gid, mtime_ns, acl)
+    mode = recorded_mode(found.st_mode)
+    mtime_ns = 0 if mode > PERMISSIONS and stat.S_ISDIR(mode) else found.st_mtime_ns
+    return Posix(mode, found.st_uid, found.st_gid, mtime_ns, acl)
 
 
 def view_metadata(bucket: OpenBucket, fd: int) -> tuple[dict[str, bytes], bytes | None]:

@@ -45,8 +45,7 @@ _PUT_VERSION = (
 )
 
 
-def _version_columns(number: int, version: Version) -> tuple[object, ...]:
-    directory, name = keys.split(version.key)
+def _version_columns(number: int, directory: bytes, name: bytes, version: Version) -> tuple[object, ...]:
     return (
         number, directory, name, version.created_ns, version.id, version.marker, version.size, traits_of(version),
         version.origin is Origin.REPLICA,
@@ -56,8 +55,11 @@ def _version_columns(number: int, version: Version) -> tuple[object, ...]:
 def seen_columns(view: View | None) -> tuple[object, ...]:
     if view is None:
         return (None,) * 7
-    ino, size, mtime, ctime = map(column, (view.ino, view.size, view.mtime_ns, view.ctime_ns))
-    return ino, size, mtime, ctime, view.mode, view.racy, view.shown
+    ino, size, mtime, ctime = view.ino, view.size, view.mtime_ns, view.ctime_ns
+    is_small = ino < _INTEGER_END and size < _INTEGER_END
+    if is_small and -_INTEGER_END <= mtime < _INTEGER_END and -_INTEGER_END <= ctime < _INTEGER_END:
+        return ino, size, mtime, ctime, view.mode, view.racy, view.shown
+    return (*map(column, (ino, size, mtime, ctime)), view.mode, view.racy, view.shown)
 
 
 def column(number: int) -> int | bytes:
@@ -201,7 +203,7 @@ class Versions:
         self._displace(number, version)
         self._connection.execute(
             _PUT_VERSION,
-            _version_columns(number, version),
+            _version_columns(number, directory, name, version),
         )
         if version.deliveries:
             deliveries.put_all(self._connection, address, [version])
@@ -227,7 +229,7 @@ class Versions:
             directory, name = keys.split(version.key)
             if version.id == NULL:
                 self._displace(number, version)
-            versions.append(_version_columns(number, version))
+            versions.append(_version_columns(number, directory, name, version))
             objects.append(
                 (
                     number,
