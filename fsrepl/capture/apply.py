@@ -156,7 +156,7 @@ def apply(
     judged = partial(
         judge.judge, seen, known, evidence, is_stale=is_stale,
         is_removed=bool(known and known.view and (key, known.view.shown) in state.bucket.documents.removed),
-        copy_again_in_s=state.copy_again_at_s.get(key, 0.0) - time.monotonic(),
+        copy_again_in_s=_copy_again_in_s(state, key) if isinstance(seen, look.Large) else 0.0,
     )  # fmt: skip
     is_gone = isinstance(seen, look.Missing) and known is not None and not known.marker and not is_stale
     decision = judged(left=Left() if is_gone and hardlinks.is_apart(bucket, key, known) else None)
@@ -208,6 +208,11 @@ def apply(
 def _may_be_made(taken: copy.Taken | None) -> bool:
     """Whether a directory may be one that replication made for the files below it: such a one says so itself."""
     return taken is None or taken.is_closed or attributes.MADE in taken.labels
+
+
+def _copy_again_in_s(state: BucketState, key: bytes) -> float:
+    """How long a large file that was copied lately is left alone; not positive where it need not be."""
+    return state.copy_again_at_s.get(key, 0.0) - time.monotonic()
 
 
 def _note(region: Region, state: BucketState, change: Change, known: Object | None, seen: look.Seen) -> None:

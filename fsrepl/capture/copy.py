@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Mapping
 
 from msgspec import Struct
@@ -12,7 +11,7 @@ from msgspec.structs import replace
 
 from fsrepl.errors import SourceMoved, StoreDamaged
 from fsrepl.model import attributes, digests
-from fsrepl.model.version import Kind, Posix, Version
+from fsrepl.model.version import Kind, Posix, Version, is_file
 from fsrepl.storage import copying, hashing, records, staging, times, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import UNSUPPORTED
@@ -50,12 +49,7 @@ class Taken(Struct, frozen=True):
     in its restored copy."""
     is_closed: bool = False
     """It is a directory whose attributes the daemon may not read."""
-
-    @property
-    def kind(self) -> Kind:
-        if not stat.S_IFMT(self.posix.mode):  # asked several times for each file: see is_file
-            return Kind.FILE
-        return Kind.DIRECTORY if stat.S_ISDIR(self.posix.mode) else Kind.LINK
+    kind: Kind = Kind.FILE
 
     @property
     def has_content(self) -> bool:
@@ -119,19 +113,28 @@ def take_copy(
         raise
     posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
     racy = moving or times.is_racy(found.st_ctime_ns, now_ns, bucket.coarse_ns)
-    others = attributes.RECORDS if after.st_nlink > 1 else frozenset()
-    labels = {name: value for name, value in raw.items() if attributes.is_ours(name) and name not in others}
+    own, tags, labels = _told(raw, is_linked=after.st_nlink > 1) if raw else ({}, {}, {})
     return Taken(
-        found, content.size, content.digest, posix, attributes.own(raw), attributes.tags(raw), labels, racy,
+        found, content.size, content.digest, posix, own, tags, labels, racy,
         content.data, staged, content.linked, moving, held_open,
     )  # fmt: skip
+
+
+def _told(
+    raw: Mapping[str, bytes], *, is_linked: bool
+) -> tuple[Mapping[str, bytes], Mapping[str, str], Mapping[str, bytes]]:
+    """What attributes of a view tell: the object's own, its tags, and the daemon's. is_linked: the file has other
+    names, and may have the record of one of them."""
+    others = attributes.RECORDS if is_linked else frozenset()
+    labels = {name: value for name, value in raw.items() if attributes.is_ours(name) and name not in others}
+    return attributes.own(raw), attributes.tags(raw), labels
 
 
 def take_link(bucket: OpenBucket, fd: int, found: os.stat_result, now_ns: int) -> Taken:
     """The copy of a symlink: its target, which never changes. A symlink takes no user attributes, labels or tags."""
     target = bucket.fs.read_link(fd)
     racy = times.is_racy(found.st_ctime_ns, now_ns, bucket.coarse_ns)
-    return Taken(found, len(target), digests.of(target), posix_of(found), {}, {}, {}, racy, target)
+    return Taken(found, len(target), digests.of(target), posix_of(found), {}, {}, {}, racy, target, kind=Kind.LINK)
 
 
 def take_placed(bucket: OpenBucket, version: Version, entry: ViewFile, known: Object | None, now_ns: int) -> Taken:
@@ -148,7 +151,7 @@ def take_placed(bucket: OpenBucket, version: Version, entry: ViewFile, known: Ob
     labels = attributes.label(version)
     return Taken(
         found, version.size, version.digest, posix, version.attrs, version.tags, labels, racy, staged=staged,
-        is_placed=True,
+        is_placed=True, kind=Kind.FILE if is_file(posix) else Kind.LINK,
     )  # fmt: skip
 
 
@@ -175,7 +178,7 @@ def take_written(
     return Taken(
         found, content.st_size, digest, posix, version.attrs, version.tags, attributes.label(version), False,
         staged=staged, held_open=held_open, is_placed=True,
-        destroyed=version if is_its_place else None,
+        destroyed=version if is_its_place else None, kind=Kind.FILE if is_file(posix) else Kind.LINK,
     )  # fmt: skip
 
 
@@ -190,7 +193,7 @@ def take_directory(bucket: OpenBucket, fd: int, now_ns: int, *, is_closed: bool)
     labels = {name: value for name, value in raw.items() if attributes.is_ours(name)}
     return Taken(
         found, 0, digests.of(b""), posix, attributes.own(raw), attributes.tags(raw), labels, racy, b"",
-        is_closed=is_closed,
+        is_closed=is_closed, kind=Kind.DIRECTORY,
     )  # fmt: skip
 
 

@@ -116,6 +116,10 @@ def judge(
     copy_again_in_s: how long a large file that keeps changing is left alone.
     """
     match seen:
+        case Taken() if seen.kind is Kind.DIRECTORY:
+            return _judge_directory(seen, known, evidence, is_stale=is_stale)
+        case Taken():
+            return _judge_copy(seen, known, evidence, left, is_removed=is_removed)
         case look.Same():
             behind = known is not None and known.view is not None and known.view.shown != known.id
             return ShowCurrent() if behind else Nothing()
@@ -138,10 +142,6 @@ def judge(
             return CopyInBackground(size_bytes)
         case look.Closed():
             return Edit(known.view.shown) if known and known.view else Nothing()
-        case Taken() if seen.kind is Kind.DIRECTORY:
-            return _judge_directory(seen, known, evidence, is_stale=is_stale)
-        case Taken():
-            return _judge_copy(seen, known, evidence, left, is_removed=is_removed)
 
 
 def _judge_directory(seen: Taken, known: Object | None, evidence: Evidence, *, is_stale: bool) -> Decision:

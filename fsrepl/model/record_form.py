@@ -40,7 +40,7 @@ from fsrepl.model.attributes import (
     VERSION_ID,
     is_ours,
 )
-from fsrepl.model.version import NULL, Version
+from fsrepl.model.version import NO_SHORTFALL, NULL, Version
 
 _NESTED = frozenset({DELIVERIES, EDITED, PLACE, POSIX, SHORTFALL})
 """Fields whose value is JSON."""
@@ -71,7 +71,7 @@ def of(version: Version) -> dict[str, bytes]:
     """The attributes of a version's record, as on_file makes them of its fields: of most versions in a single step."""
     if (members := _usual(version)) is None:
         return on_file(attributes.encode(version))
-    found = {RECORD: f"{{{members}}}".encode()}
+    found = {RECORD: f"{{{members}{_own(version)}}}".encode()}
     if version.deliveries:
         found[DELIVERIES] = attributes.encode_deliveries(version)
     if version.attrs or version.tags:
@@ -81,18 +81,33 @@ def of(version: Version) -> dict[str, bytes]:
 
 def whole_of(version: Version) -> bytes:
     """A version's record in one value, with its key, as whole makes it of the fields."""
-    members = None if version.deliveries or version.attrs or version.tags else _usual(version)
-    if members is None:
+    if _has_more(version) or (members := _usual(version)) is None:
         return whole({**attributes.encode(version), KEY: version.key})
-    return f' {{{members},"key":{_quoted(version.key)},"{_ATTRIBUTES}":{{}}}}'.encode()
+    return _whole(version, members)
+
+
+def _whole(version: Version, members: str) -> bytes:
+    return f' {{{members}{_own(version)},"key":{_quoted(version.key)},"{_ATTRIBUTES}":{{}}}}'.encode()
+
+
+def _has_more(version: Version) -> bool:
+    """Whether a record has more than fields that never change."""
+    return bool(version.deliveries or version.attrs or version.tags)
 
 
 def shown_of(version: Version) -> dict[str, bytes]:
     """What is shown of a version's record beside the whole one: not what the name and the inode tell."""
-    if (members := _usual(version, with_posix=False)) is not None:
+    if (members := _usual(version)) is not None:
         found = {RECORD: f"{{{members}}}".encode()}
         return found | {DELIVERIES: attributes.encode_deliveries(version)} if version.deliveries else found
     return shown(attributes.encode(version))
+
+
+def shared_of(version: Version) -> tuple[bytes, dict[str, bytes]]:
+    """whole_of and shown_of: what a file has that is a view too."""
+    if _has_more(version) or (members := _usual(version)) is None:
+        return whole_of(version), shown_of(version)
+    return _whole(version, members), {RECORD: f"{{{members}}}".encode()}
 
 
 def shown_beside(data: bytes) -> bytes | None:
@@ -112,30 +127,41 @@ def shown(fields: Mapping[str, bytes]) -> dict[str, bytes]:
     return {name: value for name, value in said.items() if name in RECORDS}
 
 
-def _usual(version: Version, *, with_posix: bool = True) -> str | None:
-    """The members of the record of a version that has no others than _USUAL_FIELDS, else None."""
+def _own(version: Version) -> str:
+    """The posix field of such a record, after its other members."""
+    if (posix := version.posix) is None:
+        return ""
+    return f',"posix":{{"mode":"{posix.mode:04o}","uid":{posix.uid},"gid":{posix.gid},"mtime_ns":{posix.mtime_ns}}}'
+
+
+def _usual(version: Version) -> str | None:
+    """The members of the record of a version that has no others than _USUAL_FIELDS, without the posix field; else
+    None."""
     posix = version.posix
     if (
         version.edited
         or version.taken
         or version.link
         or version.place is not None
-        or version.shortfall
+        or version.shortfall != NO_SHORTFALL
         or version.id == NULL
         or (posix is not None and (posix.acl or posix.default_acl))
         or keys.is_hidden(version.key)
     ):
         return None
     digest = f',"blake3":"{version.digest.hex()}"' if version.digest else ""
-    origin = _quoted(f"replica:{version.source}".encode()) if version.source else f'"{version.origin}"'
+    origin = _replica_of(version.source) if version.source else f'"{version.origin}"'
     kind = version.storage_class
     if kind:
         kind = "" if kind == "STANDARD" else f',"storage-class":{_quoted(kind.encode())}'
-    own = ""
-    if posix is not None and with_posix:
-        own = f',"posix":{{"mode":"{posix.mode:04o}","uid":{posix.uid},"gid":{posix.gid},"mtime_ns":{posix.mtime_ns}}}'
     modified = clock.stamp(version.created_ns)
-    return f'"version-id":"{version.id}"{digest},"last-modified":"{modified}","origin":{origin}{kind}{own}'
+    return f'"version-id":"{version.id}"{digest},"last-modified":"{modified}","origin":{origin}{kind}'
+
+
+@lru_cache(maxsize=64)
+def _replica_of(source: str) -> str:
+    """The origin of the replicas of a source, as JSON."""
+    return _quoted(f"replica:{source}".encode())
 
 
 def on_file(fields: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -195,20 +195,20 @@ def _acl_of(fd: int, name: str) -> bytes | None:
 
 def _remove_if_there(fd: int, name: str) -> None:
     try:
-        _on_inode(fd, lambda file: _xattr.removexattr(file, name))
+        _on_inode(fd, _xattr.removexattr, name)
     except OSError as error:
         if error.errno != errno.ENODATA and error.errno not in UNSUPPORTED:
             raise
 
 
-def _on_inode(fd: int, change: Callable[[int | str], object]) -> None:
+def _on_inode(fd: int, change: Callable[..., object], *values: object, **more: object) -> None:
     """Change an open file; through /proc for a descriptor from open_inode, which does not support changes."""
     try:
-        change(fd)
+        change(fd, *values, **more)
     except OSError as error:
         if error.errno != errno.EBADF:
             raise
-        change(f"/proc/self/fd/{fd}")
+        change(f"/proc/self/fd/{fd}", *values, **more)
 
 
 def _set_thread_groups(groups: list[int]) -> None:
@@ -684,7 +684,7 @@ class Fs:
         _xattr.removexattr(fd, name)
 
     def set_acl(self, fd: int, acl: bytes) -> None:
-        _on_inode(fd, lambda file: _xattr.setxattr(file, ACL, acl))
+        _on_inode(fd, _xattr.setxattr, ACL, acl)
 
     def remove_acl(self, fd: int) -> None:
         """Remove a file's access ACL, leaving its mode. No effect without an ACL or ACL support."""
@@ -698,10 +698,10 @@ class Fs:
         _remove_if_there(fd, DEFAULT_ACL)
 
     def chmod(self, fd: int, mode: int) -> None:
-        _on_inode(fd, lambda file: os.chmod(file, mode))
+        _on_inode(fd, os.chmod, mode)
 
     def chown(self, fd: int, uid: int, gid: int) -> None:
-        _on_inode(fd, lambda file: os.chown(file, uid, gid))
+        _on_inode(fd, os.chown, uid, gid)
 
     def give(self, fd: int, uid: int, gid: int) -> bool:
         """Set a file's owner; whether that succeeded. Only root may do so, and only with an id that is mapped here.
@@ -717,7 +717,7 @@ class Fs:
         return True
 
     def set_mtime(self, fd: int, mtime_ns: int) -> None:
-        _on_inode(fd, lambda file: os.utime(file, ns=(mtime_ns, mtime_ns)))
+        _on_inode(fd, os.utime, ns=(mtime_ns, mtime_ns))
 
     def make_dir(self, at: int, name: bytes, mode: int = 0o700) -> None:
         os.mkdir(name, mode, dir_fd=at)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import enum
 import time
@@ -58,7 +57,7 @@ def write_intents(bucket: OpenBucket, intents: Sequence[Intent]) -> bytes:
     name = b"%d-%s" % (time.time_ns(), staging.token())
     fd = bucket.fs.create(bucket.intents, name)
     try:
-        bucket.fs.write(fd, msgspec.json.encode([_intent_document(i) for i in intents]))
+        bucket.fs.write(fd, msgspec.json.encode([_written(i) for i in intents]))
     except OSError:
         _let_go(bucket, name)
         raise
@@ -140,20 +139,13 @@ def read_intents(bucket: OpenBucket) -> Iterator[tuple[bytes, list[Intent]]]:
             yield name, []
 
 
-def _intent_document(intent: Intent) -> dict[str, object]:
-    was = intent.was
-    return {
-        "key": base64.b64encode(intent.key).decode(),
-        "version": intent.version,
-        "was": [was.ino, was.size, was.mtime_ns, was.ctime_ns, was.mode, was.shown, was.racy] if was else None,
-        "act": intent.act,
-    }
-
-
 class _Written(Struct):
-    """An intent as its file has it. was: the values of a view, in the order of _VIEW; earlier builds left racy out."""
+    """An intent as its file has it: the key in base64, as msgspec writes and reads bytes.
 
-    key: str
+    was: the values of a view, in the order of _VIEW; earlier builds left racy out.
+    """
+
+    key: bytes
     version: str
     was: list[int | bool | str] | None
     act: Act
@@ -162,8 +154,16 @@ class _Written(Struct):
 _VIEW = ("ino", "size", "mtime_ns", "ctime_ns", "mode", "shown", "racy")
 
 
+def _written(intent: Intent) -> _Written:
+    was = intent.was
+    values: list[int | bool | str] | None = None
+    if was is not None:
+        values = [was.ino, was.size, was.mtime_ns, was.ctime_ns, was.mode, was.shown, was.racy]
+    return _Written(intent.key, intent.version, values, intent.act)
+
+
 def _read_intent(document: object) -> Intent:
     """Raise ValueError where the document is damaged: msgspec's own are ValueErrors."""
     found = convert(document, _Written)
     was = convert(dict(zip(_VIEW, found.was, strict=False)), View) if found.was else None
-    return Intent(base64.b64decode(found.key), found.version, was, found.act)
+    return Intent(found.key, found.version, was, found.act)

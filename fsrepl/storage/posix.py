@@ -9,16 +9,17 @@ import stat
 from msgspec.structs import replace
 
 from fsrepl.model import access
-from fsrepl.model.version import PERMISSIONS, Posix, recorded_mode
+from fsrepl.model.version import PERMISSIONS, Posix, is_file, recorded_mode
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import ACL, UNSUPPORTED
 
 
 def inode_posix(bucket: OpenBucket, fd: int, found: os.stat_result) -> Posix:
     """The mode, owner, time and ACLs of an inode."""
-    if bucket.fs.is_directory(found):
-        return replace(posix_of(found, bucket.fs.acl(fd)), default_acl=bucket.fs.default_acl(fd))
-    return posix_of(found, bucket.fs.acl(fd))
+    posix = posix_of(found, bucket.fs.acl(fd))
+    if is_file(posix) or not bucket.fs.is_directory(found):
+        return posix
+    return replace(posix, default_acl=bucket.fs.default_acl(fd))
 
 
 def posix_of(found: os.stat_result, acl: bytes | None = None) -> Posix:

@@ -107,17 +107,21 @@ def put_shared(
     """
     posix = new or inode_posix(bucket, fd, bucket.fs.stat_fd(fd))
     shown = attributes.of_object(version) | attributes.label(version)  # the object's come first, in case room is short
-    there = {} if new else bucket.fs.attributes(fd)
-    for attribute in there:
-        if attributes.is_ours(attribute) and attribute not in shown:  # left from a copy of another file
-            bucket.fs.remove_attribute(fd, attribute)
-    refused = record_homes.put_values(bucket, fd, {n: v for n, v in shown.items() if there.get(n) != v}, shared=True)
+    if not new:
+        there = bucket.fs.attributes(fd)
+        for attribute in there:
+            if attributes.is_ours(attribute) and attribute not in shown:  # left from a copy of another file
+                bucket.fs.remove_attribute(fd, attribute)
+        shown = {name: value for name, value in shown.items() if there.get(name) != value}
+    refused = record_homes.put_values(bucket, fd, shown, shared=True)
     shortfall = metadata.shortfall(version, posix, refused)
     if shortfall != version.shortfall:
         version = replace(version, shortfall=shortfall)
-    if record_homes.put_inline(bucket, fd, record_form.whole_of(version)):
-        if record_homes.inline_attribute(bucket) != attributes.RECORD:
-            record_homes.put_values(bucket, fd, record_form.shown_of(version), shared=True)
+    whole, beside = record_form.shared_of(version)
+    inline_name = record_homes.inline_attribute(bucket)
+    if not record_homes.put_values(bucket, fd, {inline_name: whole}, shared=True):
+        if inline_name != attributes.RECORD:
+            record_homes.put_values(bucket, fd, beside, shared=True)
         return version, False
     record_homes.write_sidecar(bucket, name, attributes.encode(version))
     return version, True

@@ -242,7 +242,8 @@ class Versions:
                     *seen_columns(view),
                 )
             )
-            deliveries += delivery_rows(number, version)
+            if version.deliveries:
+                deliveries += delivery_rows(number, version)
         self._connection.executemany(_PUT_VERSION, versions)
         self._connection.executemany(PUT_OBJECT, objects)
         self._connection.executemany(PUT_DELIVERY, deliveries)
