@@ -19,6 +19,7 @@ from fsrepl.model.view import View, view_of
 from fsrepl.region import delivery_queue, halting, limits
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, GONE, Change
+from fsrepl.region.recent import Written
 from fsrepl.region.region import Region
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -65,7 +66,8 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
     objects = region.engine.journal.versions.look_up(bucket.address, [change.key for change in changes])
     left: Sequence[Change] = []
     for number, change in enumerate(changes):
-        if number and time.monotonic() > until_s:
+        now_s = time.monotonic()
+        if number and now_s > until_s:
             left = changes[number:]
             break
         known = objects.get(change.key)
@@ -78,7 +80,7 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         if state.captures_singly or change.key in state.set_aside:
             _take_singly(region, state, bucket, change, known)
             continue
-        new = look_at_key(region, state, bucket, change, known)
+        new = look_at_key(region, state, bucket, change, known, now_s)
         if new is None:
             continue
         batch.append(new)
@@ -154,7 +156,7 @@ def _with_directories(region: Region, state: BucketState, changes: Sequence[Chan
 
 def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None) -> None:
     """Capture a key by itself, so that an unexpected error concerns this key alone."""
-    if (new := look_at_key(region, state, bucket, change, known)) is None:
+    if (new := look_at_key(region, state, bucket, change, known, time.monotonic())) is None:
         return
     with _set_aside(region, state, change):
         try:
@@ -185,11 +187,11 @@ def finish_large(region: Region, state: BucketState, change: Change, seen: look.
 
 
 def look_at_key(
-    region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None
+    region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, began_s: float
 ) -> NewVersion | None:
+    """The version that a look at a key makes, staged, if it makes one now. began_s: the monotonic time."""
     if not keys.is_key(change.key):
         return None
-    began_s = time.monotonic()
     state.set_aside.pop(change.key, None)
     if (waited := state.deferred.pop(change.key, None)) is not None:
         # The reason to wait still applies, and so does the earlier epoch of a `wait`.
@@ -307,11 +309,11 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
     if bucket.bucket.trees:
         _remove_left_directories(bucket, published)
     now_s = time.monotonic()
+    engine.recent.put_all(bucket.address, [_written(new) for new in published])
+    # the views are their users' now, whatever they waited for
+    stale.mark_all_fresh(region, state, bucket, [new.version.key for new in published])
     for new in published:
         state.faults.pop(new.change.key, None)
-        data, linked = (new.taken.data, new.taken.linked) if new.taken else (None, False)
-        engine.recent.put(bucket.address, new.version, data, plain=not (new.staged.sidecar or linked))
-        stale.mark_fresh(region, state, bucket, new.version.key)  # the view is its user's now, whatever it waited for
         if new.taken and new.taken.is_placed:  # the symlink leads to the content of another version
             stale.mark_stale(region, state, new.version.key, "its symlink leads to another version", durable=False)
             state.stale[new.version.key].due_s = 0.0
@@ -333,6 +335,13 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
     )
     engine.notify()
     return published
+
+
+def _written(new: NewVersion) -> Written:
+    """The record of a new version as it was written."""
+    if new.taken is None:
+        return Written(new.version, is_plain=not new.staged.sidecar)
+    return Written(new.version, new.taken.data, is_plain=not (new.staged.sidecar or new.taken.linked))
 
 
 def _view(new: NewVersion) -> View | None:

@@ -48,7 +48,7 @@ def within(ns: int) -> int:
     Every creation time from a filesystem, a clock or an old record passes through here. A file's own times are kept as
     they are.
     """
-    return min(max(ns, _EARLIEST_NS), _LATEST_NS)
+    return ns if _EARLIEST_NS <= ns <= _LATEST_NS else min(max(ns, _EARLIEST_NS), _LATEST_NS)
 
 
 _second: tuple[int, str] = (-1, "")
@@ -139,9 +139,10 @@ class VersionIds:
 
     def saw(self, version_id: str, created_ns: int) -> None:
         """Note a version from another region; later ids are greater than its id."""
-        if version_id != "null":
-            self._seen = max(self._seen, version_id)
-        self._newest_ns = max(self._newest_ns, created_ns)
+        if version_id > self._seen and version_id != "null":
+            self._seen = version_id
+        if created_ns > self._newest_ns:
+            self._newest_ns = created_ns
 
     def next(self, now_ns: int, null_ns: int = -1) -> tuple[str, int]:
         """A new id and its creation time, which is never earlier than that of the bucket's newest version.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import itertools
 import math
 import re
 import threading
@@ -252,8 +253,10 @@ class ChangeQueue:
                 bucket = self._buckets[address]
                 until = len(out) + share
                 for queue, wait_s in bucket.queues(self._settle_s, self._temporary_s):
-                    while queue and len(out) < until and bucket.ready_s(queue, wait_s) <= now_s:
-                        out.append(self._pop(address, bucket, next(iter(queue)), queue))
+                    for key in list(itertools.islice(queue, until - len(out))):
+                        if bucket.changes[key].last_s + wait_s > now_s:
+                            break
+                        out.append(self._pop(address, bucket, key, queue))
         return out
 
     def _ready(self, now_s: float) -> dict[str, int]:

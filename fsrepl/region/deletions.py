@@ -118,7 +118,10 @@ class Deletions(Struct):
 
     def written(self, key: bytes, deleted_ns: int) -> None:
         """A key was written again: it is deleted no longer. deleted_ns: when its marker was made; 0 without one."""
-        if self.keys.pop(key, None) is not None:
+        if key in self.keys:
+            del self.keys[key]
+            return
+        if not self.before:
             return
         at = bisect_left(self.before, deleted_ns, key=lambda numbers: numbers.at_ns[-1])
         while at < len(self.before) and self.before[at].at_ns[0] <= deleted_ns:

@@ -50,18 +50,23 @@ def hand_over(region: Region, deliveries: Iterable[Delivery]) -> None:
 
 def _by_region(region: Region, deliveries: Iterable[Delivery]) -> Mapping[Receiver, list[Delivery]]:
     by_region: dict[Receiver, list[Delivery]] = {}
+    by_rule: dict[tuple[str, str, str], tuple[Receiver | None, str]] = {}
     for each in deliveries:
-        other = region.receivers.get(region_of(each.destination))
-        refusal = rules.orphaned(region.engine.site.buckets[each.source].replication, each.rule, each.destination)
+        rule = each.source, each.rule, each.destination
+        if rule not in by_rule:
+            refusal = rules.orphaned(region.engine.site.buckets[each.source].replication, each.rule, each.destination)
+            by_rule[rule] = region.receivers.get(region_of(each.destination)), refusal
+        other, refusal = by_rule[rule]
         if refusal or other is None:
             region.receive([Outcome(each, Status.FAILED, refusal or "DstBucketNotFound", None)])
-        elif not _is_held(region, each):
+        elif not (each.marker and _is_held(region, each)):
             by_region.setdefault(other, []).append(each)
     return by_region
 
 
 def _is_held(region: Region, delivery: Delivery) -> bool:
-    if not delivery.marker or delivery.job:
+    """Whether a marker is not passed on."""
+    if delivery.job:
         return False
     state = region.states.get(delivery.source)
     is_halted = region.engine.site.buckets[delivery.source].halt is not None

@@ -160,11 +160,13 @@ class Queue:
 
     def done(self, delivery: Delivery) -> None:
         """Forget a delivery whose outcome the destination has reported."""
-        self.notes.pop((delivery.key, delivery.id), None)
+        at = delivery.key, delivery.id
+        if at in self.notes:
+            del self.notes[at]
         if delivery.job:
             self.backlog.done(delivery)
         else:
-            self.known.discard((delivery.key, delivery.id))
+            self.known.discard(at)
 
     def put_off(self, delivery: Delivery, due_s: float, why: str) -> None:
         """Note a temporary failure, tried again at due_s."""

@@ -320,15 +320,15 @@ class Receiver(abc.ABC):
 
     def report_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Pass outcomes of deliveries to the regions of their sources."""
-        by_region: dict[str, list[Outcome]] = {}
+        by_way: dict[tuple[str, str], list[Outcome]] = {}
         for outcome in outcomes:
-            queue = self.queue(outcome.delivery.source, outcome.delivery.destination)
-            queue.done(outcome.delivery)
+            by_way.setdefault((outcome.delivery.source, outcome.delivery.destination), []).append(outcome)
+        for (source, destination), group in by_way.items():
+            queue = self.queue(source, destination)
             queue.attempts, queue.blocked_why = 0, ""
-            by_region.setdefault(region_of(outcome.delivery.source), []).append(outcome)
-        for name, group in by_region.items():
-            region = self._sources.get(name)
-            if region is not None:
+            for outcome in group:
+                queue.done(outcome.delivery)
+            if (region := self._sources.get(region_of(source))) is not None:
                 region.receive(group)
 
     def have_record_rebuilt(self, delivery: Delivery) -> None:

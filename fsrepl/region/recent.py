@@ -7,11 +7,22 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from msgspec import Struct
+
 from fsrepl.model.version import Version
 
 _RECENT_VERSIONS = 8192
 _RECENT_BYTES = 16 << 20
 _RECENT_DATA_S = 2.0
+
+
+class Written(Struct, frozen=True):
+    """A record as it was written. data: its content, where that is small. is_plain: the record is in attributes of a
+    file that only the daemon can write to."""
+
+    version: Version
+    data: bytes | None = None
+    is_plain: bool = False
 
 
 class Recent:
@@ -24,21 +35,28 @@ class Recent:
         self._data: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()
         self._bytes = 0
 
-    def put(self, address: str, version: Version, data: bytes | None = None, *, plain: bool = False) -> None:
-        """Remember a written record. plain: it is in attributes of a file that only the daemon can write to."""
+    def put(self, address: str, version: Version) -> None:
+        """Remember one record that was written."""
+        self.put_all(address, [Written(version)])
+
+    def put_all(self, address: str, written: Iterable[Written]) -> None:
+        """Remember records of a bucket that were written."""
         with self._guard:
-            at = (address, version.key, version.id)
-            self._versions[at] = version
-            self._versions.move_to_end(at)
-            (self._plain.add if plain else self._plain.discard)(at)
-            if len(self._versions) > _RECENT_VERSIONS:
+            until_s = time.monotonic() + _RECENT_DATA_S
+            for each in written:
+                version, data = each.version, each.data
+                at = (address, version.key, version.id)
+                self._versions[at] = version
+                self._versions.move_to_end(at)
+                (self._plain.add if each.is_plain else self._plain.discard)(at)
+                if data is not None:
+                    self._bytes += len(data) - len(self._data.pop(version.digest, (0.0, b""))[1])
+                    self._data[version.digest] = until_s, data
+            while len(self._versions) > _RECENT_VERSIONS:
                 old, _ = self._versions.popitem(last=False)
                 self._plain.discard(old)
-            if data is not None:
-                self._bytes += len(data) - len(self._data.pop(version.digest, (0.0, b""))[1])
-                self._data[version.digest] = time.monotonic() + _RECENT_DATA_S, data
-                while self._bytes > _RECENT_BYTES:
-                    self._bytes -= len(self._data.popitem(last=False)[1][1])
+            while self._bytes > _RECENT_BYTES:
+                self._bytes -= len(self._data.popitem(last=False)[1][1])
 
     def version(self, address: str, key: bytes, version_id: str) -> Version | None:
         return self._versions.get((address, key, version_id))

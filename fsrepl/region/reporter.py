@@ -10,12 +10,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys
 from fsrepl.model.clock import Clock
-from fsrepl.model.rule import Replication
+from fsrepl.model.rule import Replication, Rule
 from fsrepl.model.version import Result, Status, Version
 from fsrepl.s3 import events
 from fsrepl.storage.eventlog import EventLog
@@ -63,10 +63,13 @@ class Complaint:
             self._number, self._again_s = 0, 0.0
 
 
-def result_of(delivery: Delivery, outcome: Outcome, replication: Replication | None) -> Result:
-    """The result of a delivery. replication: its source's configuration now."""
-    rules = replication.rules if replication else ()
-    rule = next((r for r in rules if r.id == delivery.rule and r.destination == delivery.destination), None)
+def rules_of(replication: Replication | None) -> Mapping[tuple[str, str], Rule]:
+    """The rules of a configuration, by their id and destination."""
+    return {(rule.id, rule.destination): rule for rule in replication.rules} if replication else {}
+
+
+def result_of(delivery: Delivery, outcome: Outcome, rule: Rule | None) -> Result:
+    """The result of a delivery. rule: its rule as it is now, if there still is one."""
     return Result(
         delivery.source, delivery.key, delivery.id, delivery.destination, delivery.rule, outcome.status,
         outcome.reason,
@@ -135,14 +138,16 @@ class Reporter:
     def settled(self, results: Iterable[Result]) -> None:
         """Log the deliveries that ended, and those that are late: PENDING."""
         now_ns = self._now()
-        lines: dict[int, list[str]] = {logging.INFO: [], logging.WARNING: []}
+        lines: dict[int, list[str]] = {
+            level: [] for level in (logging.INFO, logging.WARNING) if log.isEnabledFor(level)
+        }
         completed = []
         for result in results:
             done = result.status is Status.COMPLETED
             if done:
                 completed.append(result)
             level = logging.INFO if done else logging.WARNING
-            if not log.isEnabledFor(level):
+            if level not in lines:
                 continue
             outcome = {Status.FAILED: "failed", Status.PENDING: "late"}.get(
                 result.status, "replicated marker" if result.marker else "replicated"

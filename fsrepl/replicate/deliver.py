@@ -86,14 +86,16 @@ def _carry(region: Region, state: BucketState, deliveries: Sequence[Delivery], o
             return
         batch = DeliveryGroup(region, state, source, to_bucket)
         batch.known = engine.journal.versions.look_up(state.bucket.address, [each.key for each in deliveries])
-        done = 0
-        while done < len(deliveries) and not (done and time.monotonic() > until_s):
-            batch.prepare(deliveries[done])
+        left: Sequence[Delivery] = []
+        for number, delivery in enumerate(deliveries):
+            if number and time.monotonic() > until_s:
+                left = deliveries[number:]
+                break
+            batch.prepare(delivery)
             while batch.large:
                 large.send_in_background(region, state, batch.large.pop(), open_source)
-            done += 1
         batch.publish()
-        region.queue(source_name, state.bucket.address).give_back(deliveries[done:])
+        region.queue(source_name, state.bucket.address).give_back(left)
 
 
 def settle_all(region: Receiver, deliveries: Sequence[Delivery], action: decide.Action) -> None:

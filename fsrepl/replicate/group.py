@@ -40,6 +40,7 @@ class DeliveryGroup:
         self.region, self.state, self.source, self.destination = region, state, source, destination
         self.tree: Destination = LocalTree(destination)
         self.engine = region.engine
+        self._background_bytes = region.engine.background_bytes
         self.known: Mapping[bytes, Object] = {}
         self.ready: list[Item] = []
         self.large: list[Item] = []
@@ -80,15 +81,15 @@ class DeliveryGroup:
                 self.outcomes.append(Outcome(delivery, Status.PENDING, "", None))
                 return
             match decide.decide(self.source.facts(delivery, item.version, self._there)):
+                case decide.Send(_, with_tags):
+                    item.groups -= set() if with_tags else {metadata.TAGS}
+                    send(item)
                 case decide.Wait(why):
                     self.region.try_later([delivery], why)
                 case decide.Settle(status, why):
                     self.outcomes.append(
                         Outcome(delivery, status, why if status is Status.FAILED else "", item.version)
                     )
-                case decide.Send(_, with_tags):
-                    item.groups -= set() if with_tags else {metadata.TAGS}
-                    send(item)
         except Failed as error:
             log.warning('cannot send bucket=%s key="%s": %s', delivery.source, keys.shown(delivery.key), error)
             self.outcomes.append(Outcome(delivery, Status.FAILED, error.reason, None))
@@ -152,7 +153,7 @@ class DeliveryGroup:
             self.postponed.append(item.delivery)
             return
         hardlinks.set_free_unseen(self.region, self.state, self.destination, version.key, item.known)
-        if version.size >= self.engine.background_bytes and not recorded.edit:
+        if version.size >= self._background_bytes and not recorded.edit:
             self.large.append(item)
             return
         there = whole_replica(self.state, self.source, self.tree, item, unread=recorded.edit)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 
 from fsrepl.errors import reason
 from fsrepl.model import keys
-from fsrepl.model.version import Kind, Status, Version
+from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
@@ -78,8 +78,7 @@ def publish(
             intended.keep()
             return []
         state.unsynced.difference_update(ids)
-        for version, _ in seen:
-            stale.mark_fresh(region, state, bucket, version.key)
+        stale.mark_all_fresh(region, state, bucket, [version.key for version, _ in seen])
         if not all(state.stale[key].intent for key in current if key in state.stale):
             intended.keep()
         _link_late_names(region, state, bucket, current, seen)
@@ -168,10 +167,11 @@ def _shown(
         assert item.replica is not None
         assert item.staged is not None
         key = item.replica.key
+        directory, is_directory = keys.place(key)[0], keys.is_directory(key)
         try:
             if not item.delivery.marker:
-                follower.before_showing(keys.place(key)[0])
-            elif keys.is_directory(key):
+                follower.before_showing(directory)
+            elif is_directory:
                 _leave(bucket, emptied)
             outcome = _show(bucket, item.replica, item.staged, views[key], links, emptied)
         except OSError as error:
@@ -183,8 +183,8 @@ def _shown(
                 elif left:
                     all_left.append((key, left, record))
                 seen.append((item.replica, view))
-                changed.add(keys.place(key)[0])
-                if view is not None and item.replica.kind is Kind.DIRECTORY:
+                changed.add(directory)
+                if view is not None and is_directory:
                     resting.note_shown(state, item.replica)
                     narrower.show(item.replica)
                 if item.replica.marker:

@@ -105,7 +105,7 @@ class Sending:
     def _run_as_refusal(self, version: Version) -> str:
         """S3's reason where the filesystem refuses the version to the user of the role; empty where it does not."""
         try:
-            if self.role is None or (user := run_as.run_as(self.role)) is None:
+            if self.role is None or self.role.uid is None or (user := run_as.run_as(self.role)) is None:
                 return ""
             if self._run_as_check is None:
                 self._run_as_check = run_as.RunAsCheck(user, self._source, self._to_tree)

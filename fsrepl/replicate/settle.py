@@ -22,8 +22,9 @@ from fsrepl.model.version import DeliveryRecord, Result, Status, Version
 from fsrepl.region import deliveries
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.mailbox import Acknowledged
+from fsrepl.region.recent import Written
 from fsrepl.region.region import Region
-from fsrepl.region.reporter import result_of
+from fsrepl.region.reporter import result_of, rules_of
 from fsrepl.region.runtime import Runtime
 from fsrepl.replicate import decide, thresholds
 from fsrepl.storage import records, versions
@@ -95,7 +96,7 @@ def _acknowledge(region: Region, outcomes: Sequence[Outcome]) -> None:
 def is_pending(version: Version, delivery: Delivery) -> bool:
     """Whether a version's record agrees with the journal that a delivery is pending, and for which job."""
     recorded = version.deliveries.get(delivery.destination)
-    return recorded is not None and not recorded.settled and recorded.job == delivery.job
+    return recorded is not None and recorded.status is Status.PENDING and recorded.job == delivery.job
 
 
 class Meaning(enum.Enum):
@@ -183,7 +184,7 @@ def interpret(
                 # a replica delivers nothing but edits to its original, and shows REPLICA again
                 changed[at] = attributes.without_delivery(changed[at], delivery.destination)
                 gone.append(delivery)
-            if not recorded.settled:
+            if recorded.status is Status.PENDING:
                 delivery = delivery_of(delivery.source, version, delivery.destination, recorded)
             ended.append((delivery, outcome))
     return Settlement(changed, confirmed, gone, again, ended)
@@ -200,8 +201,10 @@ def settle(region: Region, state: BucketState, outcomes: Sequence[Outcome]) -> N
         settlement = interpret(outcomes, found, engine.site.now(), engine.journal.deliveries.has)
         for version, destination in settlement.again:
             deliveries.enqueue(region, address, [version], only=destination)
+        rules = rules_of(state.bucket.replication)
         results = [
-            (delivery, result_of(delivery, outcome, state.bucket.replication)) for delivery, outcome in settlement.ended
+            (delivery, result_of(delivery, outcome, rules.get((delivery.rule, delivery.destination))))
+            for delivery, outcome in settlement.ended
         ]
         engine.reporter.announce(
             [each for delivery, result in results for each in thresholds.news(engine, delivery, result)]
@@ -220,14 +223,19 @@ def _record(engine: Runtime, bucket: OpenBucket, delivery: Delivery) -> Version 
 def write(engine: Runtime, state: BucketState, bucket: OpenBucket, settlement: Settlement) -> None:
     """Write a settlement: first the records, then the journal."""
     address, now_s = bucket.address, time.monotonic()
-    for version in settlement.changed.values():
-        try:
-            plain = records.write_deliveries(bucket, version, plain=engine.recent.is_plain(address, version))
-        except FileNotFoundError:
-            continue
-        engine.recent.put(address, version, plain=plain)
-        if not version.marker:
-            state.labels.add(version, now_s)
+    written: list[Written] = []
+    try:
+        for version in settlement.changed.values():
+            try:
+                is_plain = records.write_deliveries(bucket, version, plain=engine.recent.is_plain(address, version))
+            except FileNotFoundError:
+                continue
+            written.append(Written(version, is_plain=is_plain))
+    finally:  # also what was written before an error
+        engine.recent.put_all(address, written)
+        for each in written:
+            if not each.version.marker:
+                state.labels.add(each.version, now_s)
     with engine.journal.transaction():
         engine.journal.deliveries.put_all(address, [*settlement.confirmed, *settlement.changed.values()])
         for delivery in settlement.gone:
@@ -249,7 +257,8 @@ def _stop_copying(engine: Runtime, results: Sequence[Result]) -> None:
 def settle_unread(region: Region, outcome: Outcome) -> None:
     """Settle a delivery whose record cannot be read: in the journal alone; `verify` names the record."""
     engine, delivery = region.engine, outcome.delivery
-    result = result_of(delivery, outcome, engine.site.buckets[delivery.source].replication)
+    rules = rules_of(engine.site.buckets[delivery.source].replication)
+    result = result_of(delivery, outcome, rules.get((delivery.rule, delivery.destination)))
     engine.reporter.announce(list(thresholds.news(engine, delivery, result)))
     with engine.journal.transaction():
         engine.journal.deliveries.note(delivery, outcome.status, outcome.reason, engine.site.now())

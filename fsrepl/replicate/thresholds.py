@@ -7,12 +7,12 @@ of an index, and a restart loses nothing. Source: s3-semantics, 3.4 and 3.6.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from fsrepl.model.version import Result, Status, Tracking
-from fsrepl.region.reporter import result_of
+from fsrepl.region.reporter import result_of, rules_of
 from fsrepl.region.runtime import Runtime
 from fsrepl.s3 import events
 from fsrepl.storage.journal.rows import Delivery, Outcome
@@ -35,15 +35,15 @@ def check(engine: Runtime) -> bool:
     return len(late) == BATCH
 
 
-def news(engine: Runtime, delivery: Delivery, result: Result) -> Iterator[Result]:
+def news(engine: Runtime, delivery: Delivery, result: Result) -> Sequence[Result]:
     """The results to report of a delivery that ended: before a late end, its lateness, if not reported yet."""
     if (
         result.status is Status.COMPLETED
         and events.is_timed(result)
         and engine.journal.deliveries.is_unannounced(delivery)
     ):
-        yield replace(result, status=Status.PENDING)
-    yield result
+        return replace(result, status=Status.PENDING), result
+    return (result,)
 
 
 def untrack(engine: Runtime, source: str) -> None:
@@ -64,4 +64,6 @@ def untrack(engine: Runtime, source: str) -> None:
 
 def _pending(engine: Runtime, delivery: Delivery) -> Result:
     bucket = engine.site.buckets.get(delivery.source)
-    return result_of(delivery, Outcome(delivery, Status.PENDING, "", None), bucket.replication if bucket else None)
+    rules = rules_of(bucket.replication if bucket else None)
+    outcome = Outcome(delivery, Status.PENDING, "", None)
+    return result_of(delivery, outcome, rules.get((delivery.rule, delivery.destination)))

@@ -47,9 +47,12 @@ def tracking(frozen: Tracking, rule: Rule | None) -> Tracking:
 
     A removed rule leaves the tracking that it required when the version was made.
     """
-    if rule is None or rule.tracking is not Tracking.TIME:
-        return frozen if rule is None else rule.tracking
-    return Tracking.TIME if frozen is Tracking.TIME else Tracking.METRICS
+    if rule is None:
+        return frozen
+    required = rule.tracking
+    if required is Tracking.TIME and frozen is not Tracking.TIME:
+        return Tracking.METRICS
+    return required
 
 
 def is_timed(result: Result) -> bool:

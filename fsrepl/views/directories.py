@@ -202,6 +202,8 @@ class Follower:
 
         Also records permissions for a directory that does not exist yet. Raises OSError.
         """
+        if path in self._done:
+            return  # and its parents
         for each in with_parents([path]):
             if each not in self._done:
                 self._follow(each, self._sources)

@@ -128,9 +128,10 @@ def look(bucket: OpenBucket, key: bytes) -> Found:
 
 
 def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes) -> ShowResult:
-    if version.kind is Kind.DIRECTORY:
+    kind = version.kind
+    if kind is Kind.DIRECTORY:
         return show_directory(bucket, version, expected)
-    if version.kind is not Kind.FILE and not bucket.bucket.trees:
+    if kind is not Kind.FILE and not bucket.bucket.trees:
         return _needs_trees(bucket, version)
     if expected is None and not version.marker:
         made = _make(bucket, version, staged)  # at once: mostly the place is free, and the call fails where it is not

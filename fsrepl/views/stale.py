@@ -10,6 +10,7 @@ import contextlib
 import logging
 import sqlite3
 import time
+from collections.abc import Iterable
 
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys
@@ -177,6 +178,12 @@ def show_changed(region: Region, state: BucketState, bucket: OpenBucket, key: by
         waiting.intent = intended.keep()
     show_current(region, state, bucket, key)
     bucket.sync()
+
+
+def mark_all_fresh(region: Region, state: BucketState, bucket: OpenBucket, keys_: Iterable[bytes]) -> None:
+    """As mark_fresh, for many keys, of which few are stale or none."""
+    for key in [key for key in keys_ if key in state.stale]:
+        mark_fresh(region, state, bucket, key)
 
 
 def mark_fresh(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
