@@ -222,6 +222,7 @@ def tags(raw: Mapping[str, bytes]) -> dict[str, str]:
     return {name: value.decode("utf-8", "surrogateescape") for name, value in named.items()}
 
 
+@lru_cache(maxsize=256)  # files mostly have the same few attributes
 def is_ours(name: str) -> bool:
     """Whether an attribute describes the version, so that fsrepl writes it. A tag belongs to the object."""
     return name.startswith(OURS) and not name.startswith(TAG)

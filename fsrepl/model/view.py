@@ -43,7 +43,7 @@ class View(Struct, frozen=True):
     def has_content_of(self, found: os.stat_result) -> bool:
         """Whether the file matches in all but ctime, which a rename or an attribute changes; a directory: whether it
         is the same one."""
-        if stat.S_ISDIR(self.mode):
+        if self.mode > PERMISSIONS and stat.S_ISDIR(self.mode):
             return self.ino == found.st_ino and stat.S_ISDIR(found.st_mode)
         return self.ino == found.st_ino and self.size == found.st_size and self.mtime_ns == found.st_mtime_ns
 

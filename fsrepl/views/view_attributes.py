@@ -93,8 +93,10 @@ def _put_all(bucket: OpenBucket, fd: int, version: Version, *, own: bool) -> tup
     Without own, the object's own are there already. The id is written only where all of the object's attributes are.
     """
     objects, label = attributes.of_object(version), attributes.label(version)
-    wanted = objects if own else _missing(bucket, fd, {n: v for n, v in objects.items() if n not in version.attrs})
-    refused = _put(bucket, fd, wanted, optional=not own)
+    refused: set[str] = set()
+    if objects:
+        wanted = objects if own else _missing(bucket, fd, {n: v for n, v in objects.items() if n not in version.attrs})
+        refused = _put(bucket, fd, wanted, optional=not own)
     if refused and _keep(bucket, fd, frozenset()):
         refused = _put(bucket, fd, {name: objects[name] for name in refused}, optional=not own)
     if not own:
@@ -140,7 +142,7 @@ def _remove_untrue(
 ) -> bool:
     if found.st_nlink > 1:
         true = {*true, *attributes.RECORDS}  # it may be the stored file as well
-    untrue = [name for name in names if attributes.is_ours(name) and name not in true]
+    untrue = [name for name in names if name not in true and attributes.is_ours(name)]
     with contextlib.suppress(OSError):
         for attribute in untrue:
             bucket.fs.remove_attribute(fd, attribute)

@@ -80,7 +80,9 @@ def object_of(row: Sequence[Any]) -> Object:
     version_id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown = row[:11]
     view = None
     if ino is not None:
-        view = View(_number(ino), _number(size), _number(mtime), _number(ctime), mode, bool(racy), shown)
+        if not type(ino) is type(size) is type(mtime) is type(ctime) is int:
+            ino, size, mtime, ctime = map(_number, (ino, size, mtime, ctime))
+        view = View(ino, size, mtime, ctime, mode, bool(racy), shown)
     return Object(version_id, created, bool(marker), digest or b"", view)
 
 
