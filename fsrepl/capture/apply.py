@@ -158,8 +158,8 @@ def apply(
         is_removed=bool(known and known.view and (key, known.view.shown) in state.bucket.documents.removed),
         copy_again_in_s=_copy_again_in_s(state, key) if isinstance(seen, look.Large) else 0.0,
     )  # fmt: skip
-    is_gone = isinstance(seen, look.Missing) and known is not None and not known.marker and not is_stale
-    decision = judged(left=Left() if is_gone and hardlinks.is_apart(bucket, key, known) else None)
+    is_removal = known is not None and not known.marker and not is_stale and isinstance(seen, look.Missing)
+    decision = judged(left=Left() if is_removal and hardlinks.is_apart(bucket, key, known) else None)
     if isinstance(decision, MakeLeftPrivate):
         decision = judged(left=Left(hardlinks.make_left_private(region, bucket, key, known, taken)))
     if isinstance(decision, AddVersion):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import operator
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -156,6 +157,7 @@ def _with_directories(region: Region, state: BucketState, changes: Sequence[Chan
 
 def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None) -> None:
     """Capture a key by itself, so that an unexpected error concerns this key alone."""
+    state.set_aside.pop(change.key, None)
     if (new := look_at_key(region, state, bucket, change, known, time.monotonic())) is None:
         return
     with _set_aside(region, state, change):
@@ -192,7 +194,6 @@ def look_at_key(
     """The version that a look at a key makes, staged, if it makes one now. began_s: the monotonic time."""
     if not keys.is_key(change.key):
         return None
-    state.set_aside.pop(change.key, None)
     if (waited := state.deferred.pop(change.key, None)) is not None:
         # The reason to wait still applies, and so does the earlier epoch of a `wait`.
         since_s = waited.change.since_s if waited.opened else change.since_s
@@ -294,7 +295,7 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
             put_off(region, state, new.change, error)
         return []
     published: list[NewVersion] = []
-    for new in sorted(batch, key=lambda new: new.version.marker):
+    for new in sorted(batch, key=operator.attrgetter("version.marker")):
         try:
             versions.publish(bucket, new.staged, is_first=new.known is None)
             published.append(new)
@@ -313,7 +314,8 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
     # the views are their users' now, whatever they waited for
     stale.mark_all_fresh(region, state, bucket, [new.version.key for new in published])
     for new in published:
-        state.faults.pop(new.change.key, None)
+        if new.change.key in state.faults:
+            del state.faults[new.change.key]
         if new.taken and new.taken.is_placed:  # the symlink leads to the content of another version
             stale.mark_stale(region, state, new.version.key, "its symlink leads to another version", durable=False)
             state.stale[new.version.key].due_s = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
@@ -146,16 +147,13 @@ class NewFile(StagedFile):
             try:
                 self._sidecar = records.put(self.bucket, self.fd, self.name, self.replica)
             except BaseException:
-                self._end(is_wanted=False)
+                self.__exit__(*sys.exc_info())
                 raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._end(is_wanted=kind is None)
-
-    def _end(self, *, is_wanted: bool) -> None:
         try:
-            if not is_wanted:
+            if kind is not None:
                 staging.unstage(self.bucket, self.name)
         finally:
             self.bucket.fs.close(self.fd)
