@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 from fsrepl.lifecycle import run
+from fsrepl.model.version import Status
 from tests.doubles import UnsyncedFs
 from tests.world import DESTINATION, SOURCE, World
 
@@ -135,6 +138,31 @@ def test_a_small_file_costs_no_more_calls_and_bytes_than_before(memory: Path) ->
 
         for what, act in {"new": add, "moved": move, "removed": remove}.items():
             check(cost, act, what)
+
+
+CALLS = 630
+"""Function calls of the interpreter a file, those of built-in functions included, for 200 of them."""
+
+
+def test_a_small_file_costs_no_more_function_calls_than_before(memory: Path) -> None:
+    """What a burst takes of the processor goes into calls: its time varies, and their number does not."""
+    counted: Counter[str] = Counter()
+
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        counted[event] += 1
+
+    with World(memory) as world:
+        world.write("first", b"1")
+        world.settle()
+        for i in range(FILES):
+            world.write(f"d/{i:04}", b"%4d" % i * (SIZE // 4))
+        sys.setprofile(count)
+        try:
+            world.settle()
+        finally:
+            sys.setprofile(None)
+        assert world.statuses() == {Status.COMPLETED}
+        assert (counted["call"] + counted["c_call"]) / FILES <= CALLS, counted
 
 
 def test_a_directory_of_a_tree_bucket_costs_no_more_calls_than_before(memory: Path) -> None:

@@ -172,6 +172,7 @@ def test_a_record_is_written_in_one_step_as_it_is_of_its_fields(version: Version
     assert record_form.of(version) == record_form.on_file(fields)
     assert record_form.whole_of(version) == record_form.whole({**fields, attributes.KEY: version.key})
     assert record_form.shown_of(version) == record_form.shown(fields)
+    assert record_form.shared_of(version) == (record_form.whole_of(version), record_form.shown_of(version))
     beside = record_form.shown_beside(record_form.whole_of(version))
     assert beside is None or {attributes.RECORD: beside} == record_form.shown_of(version)
     assert beside is not None or version not in USUAL
