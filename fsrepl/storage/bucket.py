@@ -292,7 +292,8 @@ class OpenBucket:
             if self.fs.read_only or self.fs.uid != os.geteuid():
                 return -1
             try:
-                self.fs.make_dir(self.meta, name)
+                with contextlib.suppress(FileExistsError):  # another thread was first
+                    self.fs.make_dir(self.meta, name)
                 return self._open_folder(path)
             except OSError as failed:
                 raise Unavailable(f"bucket {self.address}: {reason(failed)}") from error
