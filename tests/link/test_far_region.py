@@ -643,9 +643,11 @@ def test_the_agent_may_die_at_any_change_of_its_disk(memory: Path) -> None:
 
 
 def refusal(world: FarWorld) -> str:
+    host = world.engine.site.hosts["west"]
     world.disconnect()
+    until(lambda: host.connection is None, "the connection has ended")
     with pytest.raises(FsreplError) as caught:
-        world.engine.site.hosts["west"].connect()
+        host.connect()
     return str(caught.value)
 
 
