@@ -28,6 +28,8 @@ from fsrepl.views import displaced, following, overwritten, show, stale
 
 PROBE_S = 1.0
 _DISPLACED_S = 10.0
+_COMPARE_S = 0.02
+"""How long directories that a start left out are compared, before other work goes on."""
 
 
 log = logging.getLogger("fsrepl")
@@ -172,18 +174,50 @@ class Attaching(Region):
 
     def _index(self, state: BucketState, bucket: OpenBucket) -> None:
         journal = self.engine.journal
+        later = state.uncompared = []
         with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
-            reconcile.reconcile(bucket, journal, afresh=journal.scanned_ns(bucket.address) == 0, rebuilder=rebuilder)
-        overwritten.note(
-            self.engine.syncer, state, bucket, [(key, i) for key, i, marker in rebuilder.damaged if not marker]
-        )
-        state.damaged += [Damaged(bucket.address, *each) for each in rebuilder.damaged if each[2]]
+            reconcile.reconcile(
+                bucket, journal, afresh=journal.scanned_ns(bucket.address) == 0, rebuilder=rebuilder,
+                later=later if self.engine.threaded else None,
+            )  # fmt: skip
+        self._note_damaged(state, bucket, rebuilder)
         state.lacks_records = rebuilder.waiting > 0
         if state.lacks_records:
             log.warning(
                 "not rebuilt bucket=%s versions=%d: their attributes are gone, and a region is away that may know more",
                 bucket.address, rebuilder.waiting,
             )  # fmt: skip
+
+    def _note_damaged(self, state: BucketState, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> None:
+        found = rebuilder.damaged
+        overwritten.note(self.engine.syncer, state, bucket, [(key, i) for key, i, marker in found if not marker])
+        state.damaged += [Damaged(bucket.address, *each) for each in found if each[2]]
+
+    def compare_later(self) -> bool:
+        """Compare some of the directories that starts have left out, once their buckets are scanned; whether there were
+        any."""
+        busy = False
+        for state in self.states.values():
+            if state.is_scanned and state.uncompared:
+                busy = True
+                with self.at_work(state), state.bucket.open() as bucket:
+                    self._compare_some(state, bucket)
+        return busy
+
+    def _compare_some(self, state: BucketState, bucket: OpenBucket) -> None:
+        journal, until_s, is_known = self.engine.journal, time.monotonic() + _COMPARE_S, True
+        with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
+            while state.uncompared and time.monotonic() < until_s:
+                each = state.uncompared.pop()
+                if not reconcile.compare_later(bucket, journal, each, rebuilder):
+                    is_known = False
+                    schedule.begin(self, state, each.directory)
+            if rebuilder.rebuilt:
+                bucket.sync()
+                rebuilder.show()
+            self._note_damaged(state, bucket, rebuilder)
+        if not is_known:
+            deliveries.enqueue_all(self, state)
 
     def recall(self, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
         """The version whose record cannot be read, from the evidence here; None where that is too little."""

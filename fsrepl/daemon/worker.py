@@ -127,6 +127,7 @@ class Worker(Attaching):
             functools.partial(resting.rest_due, self),
             functools.partial(refetch.fetch_due, self),
             self._backfill,
+            self.compare_later,
             functools.partial(run.step, self),
             functools.partial(tiers.step, self),
             functools.partial(scrub.step, self),
@@ -158,7 +159,9 @@ class Worker(Attaching):
     def next_s(self) -> float | None:
         due = [self._probe_at_s]
         scans = any(
-            (state.scans and not self.changes.is_full(address)) or state.directories
+            (state.scans and not self.changes.is_full(address))
+            or state.directories
+            or (state.uncompared and state.is_scanned)
             for address, state in self.states.items()
             if state.is_up
         )

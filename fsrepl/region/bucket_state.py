@@ -81,6 +81,14 @@ class Damaged(Struct, frozen=True):
     marker: bool = False
 
 
+class Uncompared(Struct, frozen=True):
+    """A directory of the store that is still to be compared with the journal, and that of the keys whose versions it
+    has."""
+
+    path: bytes
+    directory: bytes
+
+
 class LifecycleRun(Struct):
     """One run of a bucket's lifecycle through all its keys, as of one moment.
 
@@ -150,6 +158,8 @@ class BucketState(Struct, eq=False):
     """Reason why the bucket is AWAY or SUSPENDED; empty before it is first opened, and while it is up."""
     is_indexed: bool = False
     """All that is in its store is in the journal, as far as is known: no batch failed between the two."""
+    uncompared: list[Uncompared] = field(default_factory=list)
+    """Directories that the start left out: see repair/settled.py."""
     noted_s: float = 0.0
     """The monotonic time when that was noted last: see repair/settled.py."""
     noted_commits: int = -1

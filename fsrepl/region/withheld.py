@@ -35,7 +35,7 @@ class Withheld(Struct):
     """By key and version id."""
     left: Left | None = None
     since_s: float = 0.0
-    """When there were none the last time, in monotonic seconds; 0 where that is now."""
+    """Since when there are any, in monotonic seconds; 0 where none was looked at yet."""
 
     def __bool__(self) -> bool:
         return bool(self.markers) or self.left is not None

@@ -12,20 +12,18 @@ import contextlib
 import itertools
 import logging
 import time
-from collections import Counter
 from collections.abc import Collection, Iterator
 
 from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import attributes, keys
 from fsrepl.model.version import NULL, Version
+from fsrepl.region.bucket_state import Uncompared
 from fsrepl.repair import rebuild, settled
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import FileType
-from fsrepl.storage.intents import read_intents
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.walk import VANISHED, Directory, Walk, directories
-from fsrepl.views.directories import with_parents
 
 log = logging.getLogger("fsrepl")
 
@@ -39,14 +37,15 @@ _INDEXED = b"indexed"
 
 
 def reconcile(
-    bucket: OpenBucket, journal: Journal, *, afresh: bool, rebuilder: rebuild.Rebuilder | None = None
-) -> None:
+    bucket: OpenBucket, journal: Journal, *, afresh: bool, rebuilder: rebuild.Rebuilder | None = None,
+    later: list[Uncompared] | None = None,
+) -> None:  # fmt: skip
     """Update the journal's versions and deliveries of a bucket from its store.
 
     afresh: every record is read; else only those whose names the journal does not know, where the tree is the
-    one that was last read whole; and no directory that has not changed since the journal had all of it. The journal's
-    knowledge of views is kept: a scan compares it with the views. rebuilder: rewrites lost records; without one nothing
-    is written.
+    one that was last read whole. The journal's knowledge of views is kept: a scan compares it with the views.
+    rebuilder: rewrites lost records; without one nothing is written. later: gets the directories that have not changed
+    since the journal had all of them, which `compare_later` then compares; without it all are compared now.
     """
     address = bucket.address
     journal.bucket_id(address, bucket.bucket.uuid)
@@ -55,41 +54,17 @@ def reconcile(
         afresh = True
         journal.set_tree(address, "")
     seen_directories: set[bytes] = set()
-    for step in _changed(bucket, journal, seen_directories) if not afresh else directories(bucket.fs, bucket.versions):
-        path, fd = step.path, step.fd
-        files = (name for name, kind in step.entries if kind is FileType.REGULAR)
-        names = list(itertools.islice(files, NAMES_AT_ONCE))
-        spelled = not any(map(keys.is_digest, path.split(b"/")))
-        if spelled:
-            seen_directories.add(path)
-        pages = journal.versions.file_names_in(address, path) if spelled else iter(())
-        expected = set(itertools.islice(itertools.chain.from_iterable(pages), NAMES_AT_ONCE))
-        if max(len(names), len(expected)) == NAMES_AT_ONCE:
-            lost, damaged = _large_directory(
-                bucket, journal, path, fd, itertools.chain(names, files), spelled=spelled, afresh=afresh,
-                remove=rebuilder is not None,
-            )  # fmt: skip
-        elif not afresh and _is_as_known(bucket, path, fd, names, expected):
-            continue
-        else:
-            known = set(journal.versions.versions_in(address, path)) if spelled else set()
-            found = [(name, stored) for name in names if (stored := keys.parse(name)) and not stored.sidecar]
-            found = _without_replaced(bucket, fd, path, found, remove=rebuilder is not None)
-            lost, damaged = _directory(bucket, journal, path, fd, found, known, afresh=afresh)
-        if rebuilder is not None and spelled:
-            rebuilder.damaged += [
-                (keys.join(path, s.name), s.id, s.marker) for s in damaged if not keys.is_digest(s.name)
-            ]
-        for name, stored in lost:
-            if rebuilder is not None:
-                _rebuild(rebuilder, fd, path, name, stored)
-            else:
-                _index_lost(bucket, journal, fd, path, name, stored)
+    is_all = afresh or later is None
+    steps = directories(bucket.fs, bucket.versions)
+    if later is not None and not is_all:
+        steps = settled.changed(bucket, journal, later, _has_lost_record)
+    for step in steps:
+        if _is_spelled(step.path):
+            seen_directories.add(step.path)
+        _compare(bucket, journal, step, afresh=afresh, rebuilder=rebuilder)
+    seen_directories.update(() if is_all else (each.directory for each in later or ()))
     for directory in journal.versions.version_directories(address) - seen_directories:
-        for last, version_id, marker in journal.versions.versions_in(address, directory):
-            key = keys.join(directory, last)
-            if not versions.has(bucket, key, version_id, marker=marker):
-                _drop(bucket, journal, key, version_id)
+        _drop_missing(bucket, journal, directory)
     if rebuilder is not None and (afresh or rebuilder.rebuilt):
         bucket.sync()
         rebuilder.show()
@@ -101,44 +76,71 @@ def reconcile(
         sign(bucket, journal)
 
 
-def _changed(bucket: OpenBucket, journal: Journal, unchanged: set[bytes]) -> Iterator[Directory]:
-    """The directories of the store that may not have the names that the journal knows. unchanged: gets the others.
+def compare_later(bucket: OpenBucket, journal: Journal, each: Uncompared, rebuilder: rebuild.Rebuilder) -> bool:
+    """Compare a directory that a start has left out, in the thread of its region, between two batches; whether it is as
+    the journal knew it. Raises OSError.
 
-    One that the journal does not know at all is found by the number of its parent's links: two, and one for each
-    directory in it. Where a filesystem does not count them so (btrfs), each directory is read.
+    The time of a directory does not tell of files that were removed by hand while a daemon ran, or by fsck.
     """
-    before_ns, address = settled.before_ns(bucket, journal), bucket.address
-    if not before_ns:
-        yield from directories(bucket.fs, bucket.versions)
-        return
-    intended = (keys.split(intent.key)[0] for _, group in read_intents(bucket) for intent in group)
-    looked_at = set(map(keys.stored_directory, intended))
-    known = {keys.stored_directory(path): path for path in journal.versions.version_directories(address)}
-    paths = {b"", *known, *with_parents(known)}
-    links = Counter(keys.split(path)[0] for path in paths if path)
-    for path in sorted(paths):
-        try:
-            fd = bucket.fs.open_dir(bucket.versions, path)
-        except OSError as error:
-            if error.errno not in VANISHED:
-                raise
-            continue
-        try:
-            found = bucket.fs.stat_fd(fd)
-            is_unchanged = found.st_ctime_ns < before_ns and found.st_nlink == 2 + links[path]
-            if is_unchanged and path not in looked_at and not _has_lost_record(bucket, journal, path, fd):
-                unchanged.add(known.get(path, path))
-                continue
-        finally:
-            bucket.fs.close(fd)
-        walk = Walk([path])
-        with walk.step(bucket.fs, bucket.versions) as directory:
-            yield directory
-            for _ in directory.entries:
-                pass
-        for below in walk.todo:
-            if below not in paths:
-                yield from directories(bucket.fs, bucket.versions, below)
+    is_known = False
+    try:
+        with Walk([each.path]).step(bucket.fs, bucket.versions) as directory:
+            is_known = _compare(bucket, journal, directory, afresh=False, rebuilder=rebuilder)
+    except OSError as error:
+        if error.errno not in VANISHED:
+            raise
+        _drop_missing(bucket, journal, each.directory)
+    if not _is_spelled(each.path):
+        _drop_missing(bucket, journal, each.directory)
+    return is_known
+
+
+def _is_spelled(path: bytes) -> bool:
+    """Whether a directory of the store has the name of its keys' directory."""
+    return not any(map(keys.is_digest, path.split(b"/")))
+
+
+def _compare(
+    bucket: OpenBucket, journal: Journal, step: Directory, *, afresh: bool, rebuilder: rebuild.Rebuilder | None
+) -> bool:
+    """Update the journal's versions of one directory of the store; whether nothing was found to differ."""
+    address, path, fd, spelled = bucket.address, step.path, step.fd, _is_spelled(step.path)
+    files = (name for name, kind in step.entries if kind is FileType.REGULAR)
+    names = list(itertools.islice(files, NAMES_AT_ONCE))
+    pages = journal.versions.file_names_in(address, path) if spelled else iter(())
+    expected = set(itertools.islice(itertools.chain.from_iterable(pages), NAMES_AT_ONCE))
+    is_same = max(len(names), len(expected)) == NAMES_AT_ONCE
+    if is_same:
+        lost, damaged = _large_directory(
+            bucket, journal, path, fd, itertools.chain(names, files), spelled=spelled, afresh=afresh,
+            remove=rebuilder is not None,
+        )  # fmt: skip
+    elif not afresh and _is_as_known(bucket, path, fd, names, expected):
+        return True
+    else:
+        known = set(journal.versions.versions_in(address, path)) if spelled else set()
+        found = [(name, stored) for name in names if (stored := keys.parse(name)) and not stored.sidecar]
+        found = _without_replaced(bucket, fd, path, found, remove=rebuilder is not None)
+        entries = {(stored.name, stored.id, stored.marker) for _, stored in found}
+        # long names do not tell their keys, and are as many as these
+        is_same = entries == known or (any(keys.is_digest(e[0]) for e in entries) and len(entries) == len(known))
+        lost, damaged = _directory(bucket, journal, path, fd, found, known, afresh=afresh)
+    if rebuilder is not None and spelled:
+        rebuilder.damaged += [(keys.join(path, s.name), s.id, s.marker) for s in damaged if not keys.is_digest(s.name)]
+    for name, stored in lost:
+        if rebuilder is not None:
+            _rebuild(rebuilder, fd, path, name, stored)
+        else:
+            _index_lost(bucket, journal, fd, path, name, stored)
+    return is_same and not (lost or damaged)
+
+
+def _drop_missing(bucket: OpenBucket, journal: Journal, directory: bytes) -> None:
+    """Drop the versions of one directory whose files are gone, each looked for by itself."""
+    for last, version_id, marker in journal.versions.versions_in(bucket.address, directory):
+        key = keys.join(directory, last)
+        if not versions.has(bucket, key, version_id, marker=marker):
+            _drop(bucket, journal, key, version_id)
 
 
 def _has_lost_record(bucket: OpenBucket, journal: Journal, path: bytes, fd: int) -> bool:

@@ -1,9 +1,9 @@
-"""Directories of the store that need not be compared at a start, since nothing in them has changed for long.
+"""Directories of the store that need not be compared before a start is over, since nothing has changed there for long.
 
 Now and then, between two batches, a bucket's region notes the moment: all that was published by then is in the
 journal. A directory whose ctime is earlier has the names that the journal knows: no program can set that time, and each
 name that comes or goes sets it. So a start after a crash reads the directories of the last seconds, and not those of a
-million versions.
+million versions; these are compared afterwards, beside other work, since fsck sets no times.
 
 The note is believed only where nothing else explains an early ctime: the clock was not set since, nor the machine
 started, and the filesystem is not an older state of itself, whose mark would be older too.
@@ -13,9 +13,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 
+from fsrepl.model import keys
+from fsrepl.region.bucket_state import Uncompared
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.intents import read_intents
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.walk import VANISHED, Directory, Walk, directories
+from fsrepl.views.directories import with_parents
 
 NOTE_S = 5.0
 _SLACK_NS = 2_000_000_000
@@ -54,6 +61,50 @@ def before_ns(bucket: OpenBucket, journal: Journal) -> int:
     except FileNotFoundError:
         return 0
     return noted_ns - _SLACK_NS if is_same and abs(_apart_ns() - apart_ns) < _SET_NS else 0
+
+
+def changed(
+    bucket: OpenBucket, journal: Journal, unchanged: list[Uncompared],
+    has_lost_record: Callable[[OpenBucket, Journal, bytes, int], bool],
+) -> Iterator[Directory]:  # fmt: skip
+    """The directories of the store that may not have the names that the journal knows. unchanged: gets the others.
+    has_lost_record: whether the first version of a directory, open here, has lost its record.
+
+    One that the journal does not know at all is found by the number of its parent's links: two, and one for each
+    directory in it. Where a filesystem does not count them so (btrfs), each directory is read.
+    """
+    until_ns, address = before_ns(bucket, journal), bucket.address
+    if not until_ns:
+        yield from directories(bucket.fs, bucket.versions)
+        return
+    intended = (keys.split(intent.key)[0] for _, group in read_intents(bucket) for intent in group)
+    looked_at = set(map(keys.stored_directory, intended))
+    known = {keys.stored_directory(path): path for path in journal.versions.version_directories(address)}
+    paths = {b"", *known, *with_parents(known)}
+    links = Counter(keys.split(path)[0] for path in paths if path)
+    for path in sorted(paths):
+        try:
+            fd = bucket.fs.open_dir(bucket.versions, path)
+        except OSError as error:
+            if error.errno not in VANISHED:
+                raise
+            continue
+        try:
+            found = bucket.fs.stat_fd(fd)
+            is_unchanged = found.st_ctime_ns < until_ns and found.st_nlink == 2 + links[path]
+            if is_unchanged and path not in looked_at and not has_lost_record(bucket, journal, path, fd):
+                unchanged.append(Uncompared(path, known.get(path, path)))
+                continue
+        finally:
+            bucket.fs.close(fd)
+        walk = Walk([path])
+        with walk.step(bucket.fs, bucket.versions) as directory:
+            yield directory
+            for _ in directory.entries:
+                pass
+        for below in walk.todo:
+            if below not in paths:
+                yield from directories(bucket.fs, bucket.versions, below)
 
 
 def _apart_ns() -> int:

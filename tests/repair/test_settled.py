@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from fsrepl.region.bucket_state import Uncompared
 from fsrepl.repair import reconcile, settled
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import Entry, Fs
 from fsrepl.storage.intents import Act, Intent, write_intents
+from tests.site import Site
 from tests.waiting import until
 from tests.world import SOURCE, World
 
@@ -54,7 +56,7 @@ def read(world: World, *, afresh: bool = False) -> int:
     assert isinstance(fs, _Reading)
     with world.engine.site.bucket(SOURCE).open() as bucket:
         before = fs.number
-        reconcile.reconcile(bucket, world.engine.journal, afresh=afresh)
+        reconcile.reconcile(bucket, world.engine.journal, afresh=afresh, later=world.state().uncompared)
         return fs.number - before
 
 
@@ -173,3 +175,41 @@ def test_it_is_noted_only_while_nothing_has_failed(world: World, monkeypatch: py
     assert number() == 1
     region.has_failed = True
     assert number() == 0
+
+
+def test_directories_that_the_start_left_out_are_compared_afterwards(world: World) -> None:
+    """G6: fsck removes files and sets no time; what it took is noticed beside other work, and what it left is watched
+    and delivered as ever."""
+    read(world)
+    state, region = world.state(), world.region()
+    assert len(state.uncompared) == 1 + DIRECTORIES
+    region.compare_later()
+    assert state.uncompared == []
+    assert not state.scans
+    version_id = forget(world, "d3/k")  # as if the directory's time did not tell
+    (path,) = world.path(".fsrepl/versions/d4").glob("k;*")
+    path.unlink()
+    state.uncompared = [Uncompared(b"d3", b"d3"), Uncompared(b"d4", b"d4"), Uncompared(b"gone", b"gone")]
+    region.compare_later()
+    assert stored(world, "d3/k") == [version_id]
+    assert stored(world, "d4/k") == []
+    assert state.scans
+    world.settle()
+    assert world.tree(SOURCE)["d4/k"] == b"content"
+    assert len(stored(world, "d4/k")) == 1
+
+
+@pytest.mark.slow
+def test_a_daemon_that_was_killed_compares_all_in_the_end(tmp_path: Path) -> None:
+    """The same with a real daemon: it is ready, and what was removed by hand while it ran is noticed after a kill."""
+    with Site(tmp_path) as site:
+        site.start()
+        for number in range(3):
+            site.put(f"d{number}/k", b"content")
+        site.wait()
+        (path,) = site.path(".fsrepl/versions/d1").glob("k;*")
+        path.unlink()
+        site.stop()  # which notes that the journal has all
+        site.start()
+        site.until(lambda: b"lost bucket=" in site.log.read_bytes(), "it is noticed")
+        site.kill()
