@@ -55,10 +55,10 @@ def before_ns(bucket: OpenBucket, journal: Journal) -> int:
     nothing is known of that. Raises OSError."""
     if not (text := journal.settled(bucket.address)):
         return 0
-    noted_ns, apart_ns, mark_ns = json.loads(text)
     try:
+        noted_ns, apart_ns, mark_ns = map(int, json.loads(text))
         is_same = bucket.fs.stat(bucket.meta, _MARK).st_ctime_ns == mark_ns
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):
         return 0
     return noted_ns - _SLACK_NS if is_same and abs(_apart_ns() - apart_ns) < _SET_NS else 0
 

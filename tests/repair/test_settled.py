@@ -124,7 +124,9 @@ def test_directories_that_intents_name_are_read(world: World) -> None:
     assert read(world) == 1
 
 
-@pytest.mark.parametrize("what", ["the clock was set", "an older state", "another journal", "a version was renamed"])
+@pytest.mark.parametrize(
+    "what", ["the clock was set", "an older state", "another journal", "a damaged note", "a version was renamed"]
+)
 def test_the_note_is_believed_only_where_nothing_else_explains_a_time(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -142,6 +144,8 @@ def test_the_note_is_believed_only_where_nothing_else_explains_a_time(
             os.utime(world.path(".fsrepl/settled"))
         case "another journal":
             world.engine.journal.set_settled(SOURCE, "")
+        case "a damaged note":
+            world.engine.journal.set_settled(SOURCE, "[1, null]")
         case _:
             (path,) = world.path(".fsrepl/versions/d3").glob("k;*")
             path.rename(path.with_name("other"))
