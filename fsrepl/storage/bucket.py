@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import resource
 import stat
@@ -168,14 +167,15 @@ class OpenBucket:
     def __init__(self, bucket: Bucket, fd: int) -> None:
         self.bucket, self.fs, self.fd = bucket, bucket.fs, fd
         self.address = bucket.address
+        self._device: int | None = None
         self._folders: dict[bytes, int] = {}
         self.versions = -1
         """The version store; negative in a never-versioned bucket, which has none."""
         try:
-            self.meta = self._open_folder(META)
+            self.meta = self._open_folder(b"")
             self.meta_status = self.fs.stat_fd(self.meta)
             with contextlib.suppress(FileNotFoundError):
-                self.versions = self._open_folder(META + b"/versions")
+                self.versions = self._open_folder(b"versions")
         except BaseException:
             self._close_folders()
             raise
@@ -186,21 +186,24 @@ class OpenBucket:
     @property
     def tmp(self) -> int:
         """The folder of staged files. Raises Unavailable where it cannot be opened, as do the next two."""
-        return self._folder(b"tmp")
+        return self._folders[b"tmp"] if b"tmp" in self._folders else self._folder(b"tmp")
 
     @property
     def displaced(self) -> int:
         """The folder of files that an exchange took out of a view."""
-        return self._folder(b"displaced")
+        return self._folders[b"displaced"] if b"displaced" in self._folders else self._folder(b"displaced")
 
     @property
     def intents(self) -> int:
         """The folder of intents."""
-        return self._folder(b"intents")
+        return self._folders[b"intents"] if b"intents" in self._folders else self._folder(b"intents")
 
-    @functools.cached_property
+    @property
     def device(self) -> int:
-        return self.fs.stat_fd(self.fd).st_dev
+        """The number of the filesystem's device."""
+        if self._device is None:  # no cached_property: Python 3.11 holds a lock of all buckets while a disk hangs
+            self._device = self.fs.stat_fd(self.fd).st_dev
+        return self._device
 
     def is_object(self, key: bytes, found: os.stat_result) -> bool:
         """Whether an entry of this status is a key's object: a regular file; a symlink that the daemon made to content
@@ -279,22 +282,22 @@ class OpenBucket:
         """Note that a key's version files changed names: the next sync makes them durable."""
         self.store.changed.add(keys.stored_directory(keys.split(key)[0]))
 
-    def _open_folder(self, path: bytes) -> int:
-        fd = self._folders[path] = self.fs.open_dir(self.fd, path)
+    def _open_folder(self, name: bytes) -> int:
+        """A folder in .fsrepl, or, where the name is empty, .fsrepl itself."""
+        fd = self._folders[name] = self.fs.open_dir(self.fd, META + b"/" + name if name else META)
         return fd
 
     def _folder(self, name: bytes) -> int:
         """A folder that holds no lasting data, created where it is missing; for a reader it is negative then."""
-        path = META + b"/" + name
         try:
-            return self._folders[path] if path in self._folders else self._open_folder(path)
+            return self._open_folder(name)
         except FileNotFoundError as error:
             if self.fs.read_only or self.fs.uid != os.geteuid():
                 return -1
             try:
                 with contextlib.suppress(FileExistsError):  # another thread was first
                     self.fs.make_dir(self.meta, name)
-                return self._open_folder(path)
+                return self._open_folder(name)
             except OSError as failed:
                 raise Unavailable(f"bucket {self.address}: {reason(failed)}") from error
         except OSError as error:

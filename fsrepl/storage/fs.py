@@ -129,6 +129,7 @@ _NOATIME = getattr(os, "O_NOATIME", 0)
 _HOW_BYTES = ctypes.sizeof(_OpenHow)
 _ATTRIBUTE_BYTES = 512
 """Most attributes are not longer, records included."""
+_Attribute = ctypes.c_char * _ATTRIBUTE_BYTES
 
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY
@@ -167,7 +168,7 @@ def _fail(name: bytes | str = "") -> OSError:
 def _attribute_of(file: int | str, name: str) -> bytes | None:
     if isinstance(file, int) and hasattr(os, "getxattr"):
         # os.getxattr makes a second call, with a buffer of 64 KiB, for more than 128 bytes, as most records have
-        buffer = ctypes.create_string_buffer(_ATTRIBUTE_BYTES)
+        buffer = _Attribute()
         size: int = _libc.fgetxattr(file, name.encode(*_NAME_CODE), buffer, _ATTRIBUTE_BYTES)
         if size >= 0:
             return buffer.raw[:size]

@@ -101,7 +101,7 @@ def publish(bucket: OpenBucket, staged: Staged, *, is_first: bool = False) -> No
     version = staged.version
     directory, last = keys.split(version.key)
     path = keys.stored_directory(directory)
-    at = bucket.store.get_or_make(path, is_new=is_first and keys.is_directory(version.key))
+    at = bucket.store.get_or_make(path, is_new=is_first and not last)
     name = keys.stored_name(last, version.id, marker=version.marker)
     if staged.sidecar:
         bucket.fs.rename(bucket.tmp, staged.name + keys.SIDECAR, at, name + keys.SIDECAR)
