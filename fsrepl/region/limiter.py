@@ -41,12 +41,15 @@ class Limiter:
     def rate(self, rate: float) -> None:
         with self._guard:
             self._pay()
-            self._rate = rate
+            self._rate, self._paid_at_s = rate, self._monotonic()
 
     def _pay(self) -> None:
         """Account for the time since the last call. While nothing is sent, nothing is saved up."""
+        if not self._rate:
+            self._paid = self._sent
+            return
         now_s = self._monotonic()
-        self._paid = min(self._sent, self._paid + self._rate * (now_s - self._paid_at_s)) if self._rate else self._sent
+        self._paid = min(self._sent, self._paid + self._rate * (now_s - self._paid_at_s))
         self._paid_at_s = now_s
 
     def sent(self, count: int) -> None:

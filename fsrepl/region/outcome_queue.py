@@ -31,7 +31,9 @@ class OutcomeQueue:
         """Take the outcomes to record now: round robin between sources, and all late ones when these are due."""
         while self._new:
             outcome = self._new.popleft()
-            self._waiting.setdefault(outcome.delivery.source, deque()).append(outcome)
+            if (source := outcome.delivery.source) not in self._waiting:
+                self._waiting[source] = deque()
+            self._waiting[source].append(outcome)
         waiting = {source: len(outcomes) for source, outcomes in self._waiting.items()}
         shares = self._rotation.shares(waiting, limit, now_s)
         outcomes = [self._waiting[source].popleft() for source, share in shares.items() for _ in range(share)]

@@ -176,13 +176,13 @@ class StoredContent:
             self._opened = -1
 
     def copy_to(self, draft: Draft, progress: Progress | None) -> None:
-        if keys.is_directory(self._version.key):
-            return
-        if self._data is not None:
+        if self._data:
             draft.write(self._data)
             if self._limiter:
                 self._limiter.sent(len(self._data))
             return
+        if self._data is not None or keys.is_directory(self._version.key):
+            return  # it is empty
         size, at, written = self._version.size, 0, 0
         while True:
             at, until = self._fs.next_data(self._fd, at, size)

@@ -163,7 +163,7 @@ def interpret(
     ended: list[tuple[Delivery, Outcome]] = []
     for outcome in outcomes:
         delivery, at = outcome.delivery, (outcome.delivery.key, outcome.delivery.id)
-        version = changed.get(at) or records[at]
+        version = changed[at] if at in changed else records[at]
         what = meaning(outcome, version)
         if version is None or what is Meaning.GONE:
             if is_indexed(delivery):  # else it was reported already
