@@ -89,14 +89,18 @@ class Directories:
         self._open: OrderedDict[bytes, int] = OrderedDict()
         self._latest = b""
         """The path that was asked for last, which is the last one in _open, if it is there."""
+        self._most = 0
+        """How many stay open; 0 before that was asked."""
         self.changed: set[bytes] = set()
         """Directories with changed entries since the last sync."""
 
     def get(self, path: bytes) -> int:
         if path not in self._open:
             self._open[path] = self._open_dir(path)
-            if len(self._open) > _OPEN_DIRECTORIES_MIN and len(self._open) > _open_directories_max():
-                self._fs.close(self._open.popitem(last=False)[1])
+            if len(self._open) > _OPEN_DIRECTORIES_MIN:
+                self._most = self._most or _open_directories_max()
+                if len(self._open) > self._most:
+                    self._fs.close(self._open.popitem(last=False)[1])
         elif path != self._latest:  # a batch mostly stays in one directory
             self._open.move_to_end(path)
         self._latest = path
