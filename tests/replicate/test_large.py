@@ -43,6 +43,11 @@ def content(size: int = SIZE, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+def world_on(at: Path, tmp_path: Path) -> World:
+    """A site in tmp_path, with both regions on the filesystem that is mounted at a place."""
+    return World(tmp_path / "world", regions={"east": at / "east", "west": at / "west"})
+
+
 def set_up(world: World) -> None:
     """From one MiB on a file is large."""
     world.settings.path.write_text(world.settings.path.read_text() + '[replication]\nlarge_file = "1MiB"\n')
@@ -114,7 +119,7 @@ def test_an_update_by_reflinks_sends_what_changed(tmp_path: Path) -> None:
     """Section 9: where the filesystem can, the replica is a clone of the version before, and takes little space."""
     with (
         mounts.btrfs(tmp_path) as at,
-        World(tmp_path / "world", regions={"east": at / "east", "west": at / "west"}) as world,
+        world_on(at, tmp_path) as world,
     ):
         set_up(world)
         before = content()
@@ -368,7 +373,7 @@ def test_a_large_replica_leaves_the_page_cache(tmp_path: Path, monkeypatch: pyte
 
     with (
         mounts.ext4(tmp_path) as at,
-        World(tmp_path / "world", regions={"east": at / "east", "west": at / "west"}) as world,
+        world_on(at, tmp_path) as world,
     ):
         set_up(world)
         world.restart(fs=(fs := Dropping()))
@@ -405,7 +410,7 @@ def test_an_update_replaces_the_version_before_in_the_page_cache(
     monkeypatch.setattr(large_draft, "_LEFT_BYTES", 512 << 10)
     with (
         mounts.ext4(tmp_path) as at,
-        World(tmp_path / "world", regions={"east": at / "east", "west": at / "west"}) as world,
+        world_on(at, tmp_path) as world,
     ):
         set_up(world)
         world.restart(fs=(fs := Fs()))
@@ -447,7 +452,7 @@ def test_a_clone_with_scattered_changes_is_read_back_when_they_are_written(
 
     with (
         mounts.btrfs(tmp_path) as at,
-        World(tmp_path / "world", regions={"east": at / "east", "west": at / "west"}) as world,
+        world_on(at, tmp_path) as world,
     ):
         set_up(world)
         world.restart(fs=(fs := Noting()))
@@ -605,7 +610,7 @@ def test_a_file_that_never_rests_is_captured_from_a_reflink(tmp_path: Path) -> N
     """G2: where the filesystem can, a version of a file that changes during its capture is its state at one moment."""
     with (
         mounts.btrfs(tmp_path) as at,
-        World(tmp_path / "world", regions={"east": at / "east", "west": at / "west"}) as world,
+        world_on(at, tmp_path) as world,
         world.path("image").open("w+b", buffering=0) as file,
     ):
         set_up(world)
