@@ -158,11 +158,12 @@ class BucketState(Struct, eq=False):
     """Reason why the bucket is AWAY or SUSPENDED; empty before it is first opened, and while it is up."""
     is_indexed: bool = False
     """All that is in its store is in the journal, as far as is known: no batch failed between the two."""
-    uncompared: list[Uncompared] = field(default_factory=list)
-    """Directories that the start left out: see repair/settled.py."""
     noted_s: float = 0.0
     """The monotonic time when that was noted last: see repair/settled.py."""
     noted_commits: int = -1
+    """The journal's number of transactions then."""
+    uncompared: list[Uncompared] = field(default_factory=list)
+    """Directories that the start left out: see repair/settled.py."""
     unsettled: bool = False
     """The bucket went away while something written in it was not captured yet."""
     scans: Scans = field(default_factory=Scans)
