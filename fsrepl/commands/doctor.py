@@ -79,6 +79,7 @@ def findings(facts: Facts) -> list[Finding]:
         *_rights(facts),
         *(f for region in facts["regions"] for f in _region(facts, region)),
         *(f for service in facts["services"] for f in _service(service)),
+        *_small_objects(facts),
         *(f for tier in facts["tiers"] for f in _tier(tier)),
         *(f for bucket in facts["buckets"] for f in _bucket(facts, bucket)),
         *_journal(facts),
@@ -260,6 +261,17 @@ def _service(service: ServiceFacts) -> Iterator[Finding]:
             yield Finding(
                 Level.OK, "bucket", bucket["address"], f"{bucket['place']}, versioning {bucket['versioning'] or 'off'}"
             )
+
+
+def _small_objects(facts: Facts) -> Iterator[Finding]:
+    """One finding for all services: what they lack is a package of the program."""
+    slowed = {each["name"]: each["slowed"] for each in facts["services"] if each.get("slowed")}  # an older daemon: none
+    for why in list(slowed.values())[:1]:
+        yield Finding(
+            Level.WARNING, "region", ", ".join(slowed),
+            f"botocore puts small objects too, which takes several times the processor time: {why}",
+            "`pip install --upgrade --only-binary pycurl pycurl` with the daemon's pip; then restart the daemon",
+        )  # fmt: skip
 
 
 def _writable(facts: Facts, region: Region) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from fsrepl.model.address import region_of
 from fsrepl.model.keys import Document
 from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries
-from fsrepl.remote import client
+from fsrepl.remote import client, small_put
 from fsrepl.remote.bucket import RemoteBucket
 from fsrepl.remote.elsewhere import Elsewhere
 from fsrepl.remote.failures import Absent, ServiceRefused
@@ -51,11 +51,13 @@ class BucketFacts(TypedDict):
 
 
 class ServiceFacts(TypedDict):
-    """A region that only takes replicas, as one process sees it."""
+    """A region that only takes replicas, as one process sees it. slowed: why small objects cost more than they could,
+    empty where they do not."""
 
     name: str
     url: str
     trouble: str
+    slowed: str
     buckets: list[BucketFacts]
 
 
@@ -84,7 +86,8 @@ def _look_at(site: Site, service: Elsewhere) -> ServiceFacts:
                 why = str(error)
         place = service.place_of(address)
         buckets.append({"address": address, "versioning": versioning, "trouble": why, "place": place})
-    return {"name": service.name, "url": service.url, "trouble": trouble, "buckets": buckets}
+    slowed = small_put.lacking() if service.name in site.services else ""
+    return {"name": service.name, "url": service.url, "trouble": trouble, "slowed": slowed, "buckets": buckets}
 
 
 def region_document(found: ServiceFacts) -> Document:

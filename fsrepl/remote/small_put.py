@@ -154,18 +154,28 @@ class Connections:
         return None
 
 
-def connections(session: Any, connect_s: float, idle_s: float) -> Connections | None:
-    """Connections that are made as those of botocore's HTTP session; None where that has another form in this release
-    of botocore, or pycurl is missing or too old."""
+def lacking() -> str:
+    """Why libcurl is not used, for people; empty where it is."""
     try:
         import pycurl
+    except ImportError as error:
+        return f"the Python package pycurl cannot be loaded ({error})"
+    version = str(pycurl.version_info()[1])
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < _LIBCURL_MIN:
+        return f"pycurl has libcurl {version}, and needs {'.'.join(map(str, _LIBCURL_MIN))} for this"
+    return ""
+
+
+def connections(session: Any, connect_s: float, idle_s: float) -> Connections | None:
+    """Connections that are made as those of botocore's HTTP session; None where that has another form in this release
+    of botocore, or libcurl is lacking."""
+    if lacking():
+        return None
+    try:
         from botocore.httpsession import get_cert_path
 
-        version = tuple(map(int, pycurl.version_info()[1].split(".")[:2]))
-        if version < _LIBCURL_MIN:
-            return None
         return Connections(session._proxy_config.proxy_url_for, get_cert_path(session._verify), connect_s, idle_s)
-    except (ImportError, AttributeError, ValueError):
+    except (ImportError, AttributeError):
         return None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,27 @@ def test_regions_and_buckets_are_shown(tmp_path: Path, service: Service) -> None
         assert lines == [
             f"{service.url} answers, and accepts the credentials", f"{service.url}/copies/, versioning Enabled",
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("has", [None, "PycURL/7.45.2 libcurl/7.88.1"])
+def test_the_doctor_says_that_libcurl_is_lacking(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, has: str | None
+) -> None:
+    """Without the extra, or with Debian's pycurl: small objects cost more, which is no fault. Said once for all."""
+    service.make_bucket()
+    there = has and types.SimpleNamespace(version_info=lambda: (9, has.rpartition("/")[2]))
+    monkeypatch.setitem(sys.modules, "pycurl", there)
+    other = f'[regions.b2]\nendpoint = "{service.url}"\n'
+    with RemoteWorld(tmp_path, service, lines=other) as world:
+        world.write("k", b"data")
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        found = doctor.findings(doctor_facts.facts(world.engine.site, {"running": False}, None))
+        (finding,) = [each.document() for each in found if "botocore" in each.what]
+        assert (finding["Level"], finding["Area"], finding["Where"]) == ("warning", "region", "aws, b2")
+        assert ("7.88.1, and needs 8.9" if has else "pycurl cannot be loaded") in finding["What"]
+        assert "pip install" in finding["Do"]
+        assert not [each for each in found if each.level is doctor.Level.ERROR]
 
 
 def test_objects_are_listed_where_they_are_replicated_from(tmp_path: Path, service: Service) -> None:

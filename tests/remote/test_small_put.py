@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,17 @@ def test_a_botocore_of_another_make_puts_all_by_itself(service: Service) -> None
         for _ in range(2):
             put(bucket, "k")
         assert ["expect" in each.headers for each in between.requests] == [False, True, True]
+
+
+def test_where_pycurl_is_missing_botocore_puts_all(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It belongs to the extra, and may be missing, or be Debian's with an old libcurl: nothing fails."""
+    service.make_bucket()
+    with Between(service.port) as between:
+        monkeypatch.setitem(sys.modules, "pycurl", None)
+        bucket = service.bucket(url=between.url)
+        for name in ("a", "b"):
+            assert put(bucket, name)
+        assert ["expect" in each.headers for each in between.requests] == [True, True]
 
 
 def test_a_connection_is_kept_for_whichever_thread_puts_next(service: Service) -> None:
