@@ -2,6 +2,9 @@
 
 The other machine is an sshd of the tests' behind a line with a delay (tests/line.py). Both programs write to the same
 disk, and what is there in the end is compared.
+
+Two parts of the way of the small files are measured alone, to see what sets the time: their capture, in a bucket
+without a rule, and their delivery, as a backfill makes it from what is stored there.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from daemons import DESTINATION, SOURCE, Daemon, cpu_s
 from tests.sshd import Sshd, agents_of
 
 _BLOCK = 1 << 20
+ALONE, ALONE_THERE = "east/alone", "west/alone"
 
 
 def over_ssh(folder: Path, count: int, size: int, delay_ms: int) -> None:
@@ -75,6 +79,7 @@ def _measure(home: Path, sshd: Sshd, count: int, size: int) -> None:
             lambda: _run(*rsync, f"{tree}/", f"there:{there}/copy"),
             lambda: _run("cp", "-r", f"{tree}/.", source),
         )
+        _parts(site, agent, tree)
         both(
             f"a file of {size >> 20} MiB",
             lambda: _run(*rsync, big, f"there:{there}/"),
@@ -92,6 +97,28 @@ def _measure(home: Path, sshd: Sshd, count: int, size: int) -> None:
         _run("diff", "-r", "--exclude=.fsrepl", source, there / "west" / DESTINATION.partition("/")[2])
     finally:
         site.stop()
+
+
+def _parts(site: Daemon, agent: int, tree: Path) -> None:
+    """Capture alone, and then delivery alone."""
+    for bucket in (ALONE, ALONE_THERE):
+        site.fsrepl("bucket", "create", bucket, "--versioning")
+
+    def capture() -> None:
+        _run("cp", "-r", f"{tree}/.", site.path(ALONE))
+        site.fsrepl("wait", ALONE)
+
+    def deliver() -> None:
+        site.fsrepl("replication", "backfill", ALONE, "--wait")
+
+    for what, act in (("capture alone", capture), ("delivery alone", deliver)):
+        if act is deliver:
+            site.fsrepl("replication", "enable", ALONE, ALONE_THERE)
+        os.sync()
+        began, here_s, there_s = time.monotonic(), site.cpu_s(), cpu_s(agent)
+        act()
+        took, here_s, there_s = time.monotonic() - began, site.cpu_s() - here_s, cpu_s(agent) - there_s
+        print(f"    {what:20} {'':28}{took:7.2f} s   {'':19}{here_s:5.2f} CPU s here, {there_s:5.2f} there")
 
 
 def _run(*command: object) -> None:

@@ -1,7 +1,8 @@
 """A bucket of an S3 service, beside `rclone copy` and `aws s3 sync` into the same one: small files, and a large one.
 
 Buckets of the others keep no versions, as they are made by default; one more of rclone's keeps them, as ours has to,
-which costs a service more.
+which costs a service more. How much of the time is the service's, the least shows that puts the same small files into
+such a bucket (least_puts.py).
 
 The service is radosgw over a store in memory, as the tests start it, where it is installed (`apt-get install radosgw
 ceph-mon ceph-osd`); else ministack, which is Python and slower than all its clients. What each of the three stored is
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from costs import make_tree
 from daemons import SOURCE, Daemon
+from least_puts import put_all
 
 from tests.radosgw import PROGRAMS, Radosgw
 from tests.services import KEYS, Service
@@ -54,10 +56,11 @@ def _measure(home: Path, service: Service, count: int, size: int) -> None:
     aws = [str(Path(sys.executable).parent / "aws"), "--endpoint-url", service.url]
     site = Daemon(home, west=f'endpoint = "{service.url}"\n')
     try:
-        for bucket in ("rclone", "aws", "versions"):
+        for bucket in ("rclone", "aws", "versions", "least"):
             _run(*aws, "s3", "mb", f"s3://{bucket}")
         kept = ["--versioning-configuration", "Status=Enabled"]
-        _run(*aws, "s3api", "put-bucket-versioning", "--bucket", "versions", *kept)
+        for bucket in ("versions", "least"):
+            _run(*aws, "s3api", "put-bucket-versioning", "--bucket", bucket, *kept)
         for what, tree in ((f"{count:,} small files", small), (f"a file of {size >> 20} MiB", large)):
             source = site.path(SOURCE, tree.name)
 
@@ -79,6 +82,14 @@ def _measure(home: Path, service: Service, count: int, size: int) -> None:
             )
             for bucket in ("rclone", "aws", "dst"):
                 _run("rclone", "check", "--one-way", "--download", tree, f"{remote}{bucket}/{tree.name}")
+            if tree is small:
+                os.sync()
+                least_s, cpu_s = put_all(tree, f"{service.url}/least")
+                print(
+                    f"  {'  the least with versions':22} {least_s:6.2f} s   {least_s / rclone_s:5.2f} x rclone   "
+                    f"{cpu_s:5.2f} CPU s: 64 puts at once by libcurl, with the headers of fsrepl, and nothing else"
+                )
+                _run("rclone", "check", "--one-way", "--download", tree, f"{remote}least")
     finally:
         site.stop()
 
