@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 
 from fsrepl.model import keys
 from fsrepl.model.version import Status, Version
@@ -10,6 +11,9 @@ from fsrepl.model.version import Status, Version
 _PENDING_S = 1.5
 _BUSY_S, _BUSY_MAX = 15.0, 16_384
 _BATCH = 256
+REMEMBERED_MAX = 16_384
+"""So many views are remembered to have the label of a pending version. They take some 4 MB; the million of a region
+that is away for long would take 300 MB."""
 
 
 class LabelQueue:
@@ -19,8 +23,8 @@ class LabelQueue:
         self._settled: dict[bytes, Version] = {}
         self._pending: dict[bytes, Version] = {}
         self._settled_since_s = self._pending_since_s = 0.0
-        self._labelled_pending: dict[bytes, str] = {}
-        """Key to version id of the views that were labelled while their version was pending."""
+        self._labelled_pending: OrderedDict[bytes, str] = OrderedDict()
+        """Key to version id of the last views that were labelled while their version was pending."""
         self._in_hand: frozenset[bytes] = frozenset()
 
     def add(self, version: Version, now_s: float) -> None:
@@ -73,9 +77,8 @@ class LabelQueue:
         return now_s - since_s > _BUSY_S or len(self) > _BUSY_MAX
 
     def take(self, now_s: float, *, everything: bool = False) -> list[tuple[Version, bool]]:
-        """Some versions to label now, and whether the view was labelled before and only its status is new.
-
-        They count as in hand until done() is called.
+        """Some versions to label now; and whether the view is remembered to have been labelled before, so that only its
+        status is new. They count as in hand until done() is called.
         """
         most = len(self) if everything else _BATCH
         settled, pending = list(itertools.islice(self._settled, most)), list[bytes]()
@@ -90,6 +93,8 @@ class LabelQueue:
             version = self._pending.pop(key)
             out.append((version, self._labelled_pending.get(key) == version.id))
             self._labelled_pending[key] = version.id
+        while len(self._labelled_pending) > REMEMBERED_MAX:
+            self._labelled_pending.popitem(last=False)
         return out
 
     def done(self) -> None:

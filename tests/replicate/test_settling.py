@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from fsrepl.model.version import Status, Version
+from fsrepl.model.version import DeliveryRecord, Status, Version
+from fsrepl.region import label_queue
 from fsrepl.region.label_queue import LabelQueue
 from tests.doubles import UnsyncedFs
 from tests.stored import set_field
@@ -105,3 +107,19 @@ def test_a_view_is_behind_until_it_is_labelled() -> None:
     assert [labels.is_behind(name) for name in names] == [True, True, False]
     labels.done()
     assert [labels.is_behind(name) for name in names] == [False, False, False]
+
+
+def test_views_that_tell_of_a_pending_version_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G7, bounded memory: with a destination away for long, a million views say PENDING. The views labelled last need
+    their new status alone when it is known; the others are labelled anew."""
+    monkeypatch.setattr(label_queue, "REMEMBERED_MAX", 2)
+    labels, late_s = LabelQueue(), 1e6
+    pending = {DESTINATION: DeliveryRecord("rule", Status.PENDING)}
+    versions = [Version(b"k%d" % n, f"01K000000000000000000000{n:02}", 1, deliveries=pending) for n in range(5)]
+    for version in versions:
+        labels.add(version, 0.0)
+        assert labels.take(late_s) == [(version, False)]
+    settled = [replace(version, deliveries={}) for version in versions]
+    for version in settled:
+        labels.add(version, late_s)
+    assert labels.take(late_s) == [(version, version in settled[-2:]) for version in settled]
