@@ -24,6 +24,7 @@ from fsrepl.storage import blocks as maps
 from fsrepl.storage import copying, hashing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED
+from fsrepl.storage.read_ahead import ReadAhead
 from fsrepl.storage.read_back import ReadBack
 
 PAGE_BYTES = 4096
@@ -96,6 +97,8 @@ class _LargeFile(StagedFile):
         """Whether nothing reads it soon: see missing."""
         self._base: Base | None = None
         """The version before of the key, which is read for the last time."""
+        self._ahead: ReadAhead | None = None
+        """Has the parts of the base read that are copied next."""
         self.compares = False
         self.foreseen: Sequence[Span] = ()
 
@@ -119,6 +122,8 @@ class _LargeFile(StagedFile):
         self.compares = bool(plan.kept)
         self._is_followed = not cloned or len(plan.missing) + len(plan.moved) <= _FOLLOWED_MAX
         self._read_back = ReadBack(self.bucket, self.name, on_read, past_cache=cloned)
+        if base is not None and not self._shares_blocks:
+            self._ahead = ReadAhead(fs, base.fd, _places(plan, base))
         for span, is_filled in self._steps(plan, base, cloned=cloned, is_new=is_new):
             self._is_final(span.at)
             if not is_filled():
@@ -208,6 +213,8 @@ class _LargeFile(StagedFile):
             if error.errno != errno.EIO:
                 raise
             return False
+        if self._ahead is not None:
+            self._ahead.passed(move.size)
         return True
 
     @property
@@ -286,3 +293,10 @@ class _LargeFile(StagedFile):
                 self.bucket.fs.sync_file(fd)
             finally:
                 self.bucket.fs.close(fd)
+
+
+def _places(plan: Plan, base: Base) -> list[Span]:
+    """Where the base has what is copied from it, in the order in which it is copied."""
+    moves = [*plan.moved, *(Move(each.at, *each) for each in (*plan.kept, *plan.missing))]
+    moves.sort(key=lambda move: move.at)
+    return [Span(move.base_at, min(move.size, base.blocks.size - move.base_at)) for move in moves]
