@@ -107,14 +107,21 @@ def enqueue_pending(
     region: Region, state: BucketState, destinations: Iterable[str], *, new_rules: bool = False
 ) -> None:
     """Queue the pending deliveries of a source to some destinations, but those that backfills asked for."""
-    address, journal = state.bucket.address, region.engine.journal.deliveries
+    address = state.bucket.address
     for destination in destinations:
         other = region.receivers.get(region_of(destination))
         failed = _fail_orphaned(region, state, destination) if other is None or new_rules else frozenset()
-        first = journal.pending_after(address, destination, None, LIVE_MAX)
+        first = _page(region, address, destination, None, LIVE_MAX)
         hand_over(region, [each for each in first if each.rule not in failed])
         if len(first) == LIVE_MAX and other is not None:
             other.post(StartOver(address, destination))
+
+
+def _page(region: Region, source: str, destination: str, after: Delivery | None, limit: int) -> list[Delivery]:
+    """The next pending deliveries; without those that a HALTED bucket holds, which may be a million."""
+    journal = region.engine.journal.deliveries
+    is_halted = region.engine.site.buckets[source].halt is not None
+    return (journal.unheld_after if is_halted else journal.pending_after)(source, destination, after, limit)
 
 
 def _fail_orphaned(region: Region, state: BucketState, destination: str) -> frozenset[str]:
@@ -142,7 +149,7 @@ def hand_over_more(region: Region, source: str, destination: str, after: Deliver
     if other is None or source not in region.engine.site.buckets:
         return  # nothing waits there any more
     try:
-        page = region.engine.journal.deliveries.pending_after(source, destination, after, PAGE)
+        page = _page(region, source, destination, after, PAGE)
     except Exception:
         other.post(StartOver(source, destination))  # else the queue would wait for this page for ever
         raise

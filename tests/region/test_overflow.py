@@ -7,13 +7,15 @@ import logging
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fsrepl.region import brake, deliveries, delivery_queue, overflow
+from fsrepl.storage.journal import deliveries as journal_deliveries
+from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.deliveries import Deliveries
 from fsrepl.storage.journal.rows import Delivery
 from tests.doubles import FaultyFs
@@ -145,6 +147,38 @@ def test_deletions_that_are_held_are_not_handed_over_with_the_others(
     world.run("bucket.ack", bucket=SOURCE)
     world.settle()
     assert world.tree(SOURCE) == world.tree(DESTINATION)
+
+
+def test_a_start_reads_no_deletion_that_is_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounded: a HALTED bucket may hold a million markers; what else is pending is found without them, and crosses."""
+    monkeypatch.setattr(brake, "KEYS_MIN", 2)
+    monkeypatch.setattr(brake, "BURST_KEYS", 0)
+    monkeypatch.setattr(brake, "BURST_QUIET_S", 0.0)
+    write_while_away(world)
+    world.back("west")
+    world.settle()
+    for number in range(FILES - 5):
+        world.unlink(f"d{number % 7}/f{number}")
+    world.settle()
+    assert world.path(".fsrepl/halt.json").exists()
+    world.away("west")
+    for number in range(FEW):
+        world.write(f"later/f{number}", b"later")
+    world.settle()
+    read = []
+    whole = journal_deliveries.delivery_in
+
+    def delivery_in(connection: Connection, row: Sequence[Any]) -> Delivery:
+        read.append(whole(connection, row))
+        return read[-1]
+
+    monkeypatch.setattr(journal_deliveries, "delivery_in", delivery_in)
+    world.restart()
+    world.back("west")
+    world.settle()
+    assert len(world.tree(DESTINATION)) == FILES + FEW
+    assert not [each.key for each in read if each.marker]
+    assert {each.key for each in read} == {b"later/f%d" % number for number in range(FEW)}
 
 
 def test_what_no_rule_sends_any_more_fails_at_once_also_where_it_was_left_out(

@@ -43,7 +43,6 @@ CREATE TABLE delivery (
     since INTEGER, tracking TEXT, due INTEGER, digest BLOB, operation TEXT,
     PRIMARY KEY (bucket, key, id, destination)) WITHOUT ROWID;
 CREATE INDEX unshown ON object (bucket) WHERE NOT marker AND (ino IS NULL OR shown != id);
-CREATE INDEX pending ON delivery (bucket, destination, batch, created, id) WHERE status = 'PENDING';
 CREATE INDEX failed ON delivery (bucket, since) WHERE status = 'FAILED';
 CREATE INDEX due ON delivery (due) WHERE due IS NOT NULL;
 CREATE INDEX tracked ON delivery (bucket, rule) WHERE status = 'PENDING' AND tracking != '';
@@ -54,6 +53,9 @@ _ADDED = {
     # not `size >= 1048576`: SQLite would search by that, and not by the size that is asked for
     "alike": "CREATE INDEX alike ON version (bucket, size, created) WHERE size / 1048576 > 0",
     "classed": "CREATE INDEX classed ON version (bucket, traits, dir, name, created, id) WHERE traits != ''",
+    # the last three: so that what is pending is counted, and what is no marker found, without a look at the rows
+    "pending": "CREATE INDEX pending ON delivery (bucket, destination, batch, created, id, key, marker, status) "
+    "WHERE status = 'PENDING'",
     "held": "CREATE INDEX held ON delivery (bucket, created, id, key) "
     "WHERE status = 'PENDING' AND marker AND batch = ''",
     "unread": "CREATE INDEX unread ON version (bucket) WHERE traits IS NULL",
@@ -61,7 +63,7 @@ _ADDED = {
     "size INTEGER, remote TEXT, upload TEXT, PRIMARY KEY (bucket, key, created, id)) WITHOUT ROWID",
     "remote_listed": "CREATE TABLE remote_listed (bucket INTEGER, key BLOB, PRIMARY KEY (bucket, key)) WITHOUT ROWID",
 }
-"""What a journal of an earlier build may lack, by name: added when it is opened."""
+"""What a journal of an earlier build may lack, or have as another index, by name: made when it is opened."""
 _DROPPED = frozenset({"large"})
 """Indexes of earlier builds that nothing uses."""
 _ALWAYS = ("id", "created", "marker", "shown", "size", "mtime", "ctime", "mode", "status", "destination", "scanned")
@@ -161,12 +163,15 @@ class Connection:
     def _add(self) -> None:
         if all(name != "replica" for name, _ in self._columns("version")):
             self._db.execute("ALTER TABLE version ADD COLUMN replica INTEGER")
-        there = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
-        for name, statement in _ADDED.items():
-            if name not in there:
-                self._db.execute(statement)
-        for name in there & _DROPPED:
+        there = {
+            name: (kind, made) for name, kind, made in self._db.execute("SELECT name, type, sql FROM sqlite_master")
+        }
+        dropped = [name for name, (kind, made) in there.items() if kind == "index" and made != _ADDED.get(name, made)]
+        for name in (*dropped, *(there.keys() & _DROPPED)):
             self._db.execute(f"DROP INDEX {name}")
+        for name, statement in _ADDED.items():
+            if name not in there or name in dropped:
+                self._db.execute(statement)
 
     def _columns(self, table: str) -> list[tuple[str, str]]:
         """Name and declared type of each column of a table."""
