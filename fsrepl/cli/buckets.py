@@ -99,7 +99,7 @@ def bucket_adopt(
         print_json(answer) if json else tell_healed(bucket, answer)
         return
     print_json(answer) if json else say(
-        f"bucket {bucket}: {counted(answer['Adopted'], 'file')} adopted, versioning Enabled"
+        f"bucket {bucket}: {counted(answer['Adopted'], 'file')} adopted, versioning {answer['Versioning']}"
     )
     tell_left(answer)
 

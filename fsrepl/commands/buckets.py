@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from fsrepl.commands import requirements
 from fsrepl.commands.heal import REMOVED_IDENTITY, has_folder, heal, make_folder, open_folder, what_is_missing
-from fsrepl.commands.versioning import Room, enable_versioning, measure, versioning_of
+from fsrepl.commands.versioning import Adopted, Room, enable_versioning, measure, versioning_of
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import CreateBucket, RemoveBucket
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage, reason
@@ -39,6 +39,7 @@ def create_bucket(engine: Engine, request: CreateBucket) -> dict[str, object]:
             try:
                 if address in site.buckets:
                     raise Refused("BucketAlreadyOwnedByYou", f"{address} exists already")
+                _require_no_copy(site, address, fd)
                 if any(name != META for name, _ in site.fs.entries(fd)):
                     raise Refused(
                         "BucketAlreadyExists",
@@ -94,12 +95,13 @@ def make_bucket(
         if versioning is not Versioning.OFF:
             write_document(fs, meta, b"versioning.json", replication.versioning_document(versioning))
         known = read_document(fs, meta, b"bucket.json")
-        identity: dict[str, object] = known or {
-            **new_identity(name, site.now(), region=region), **({"trees": True} if trees else {}),
-        }  # fmt: skip
+        identity: dict[str, object] = dict(known or new_identity(name, site.now()))
+        if known is None and trees:
+            identity["trees"] = True
         if known is None and (lost := site.identities.buckets.get(str(address))):
             identity["replaces"] = [lost]  # on a new disk; its content in tiers is still there
-        if known is None:
+        identity |= {"name": name, "region": region}  # of a store that was moved here: those that it has now
+        if identity != known:
             write_document(fs, meta, b"bucket.json", identity)
         fs.sync_file(fd)
         fs.sync_file(at)
@@ -136,6 +138,8 @@ def _unmake(site: Site, address: Address, folder: bytes = b"") -> None:
 def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool, trees: bool = False) -> dict[str, object]:
     """Turn a folder with files into a versioned bucket: each file becomes its key's null version.
 
+    A folder that came with its store, moved here from another name or site, keeps its versions and its versioning.
+
     trees: into a tree bucket, where each symlink does so too.
     """
     site, address = engine.site, str(bucket)
@@ -151,6 +155,7 @@ def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool, trees: bool 
         except OSError as error:
             raise Refused("NoSuchBucket", f"{address}: the folder cannot be opened: {reason(error)}") from error
         try:
+            _require_no_copy(site, address, fd)
             room = measure(site.fs, fd, engine.settings, region, trees=trees)
             room.check(address)
             answer = {"Bucket": address, **room.document()}
@@ -163,7 +168,35 @@ def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool, trees: bool 
         make_bucket(site, bucket, Versioning.OFF, undo, trees=trees)
         site.save_identities()
         undo.pop_all()
-    return {**answer, **enable_versioning(engine, address, Versioning.ENABLED).document()}
+    state = versioning_of(site, address)
+    if state is not Versioning.OFF:
+        engine.region_of(address).follow(address)
+        return {**answer, **Adopted().document(), "Versioning": str(state)}
+    return {**answer, **enable_versioning(engine, address, Versioning.ENABLED).document(), "Versioning": "Enabled"}
+
+
+def _require_no_copy(site: Site, address: str, at: int) -> None:
+    """Raises Refused where an open folder holds the store of another bucket of the site: two buckets of one identity
+    would be taken for each other, and a copied rule would send the files of both to one place."""
+    try:
+        found = read_document(site.fs, at, META + b"/bucket.json")
+    except NotADirectoryError:
+        return
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        raise Refused(
+            "InvalidRequest",
+            f"{address} has a .fsrepl already, and its bucket.json cannot be read: {why}; move that .fsrepl away, "
+            "and the files become new objects",
+        ) from error
+    uuid = str(found.get("uuid")) if found else ""
+    for other, known in site.identities.buckets.items():
+        if known == uuid and other != address:
+            raise Refused(
+                "BucketAlreadyOwnedByYou",
+                f"the .fsrepl in {address} is that of {other}, a bucket of this site; if the folder is a copy, remove "
+                f"the .fsrepl in it; if it is {other} itself, move it back, or `fsrepl bucket rm {other}` first",
+            )
 
 
 def heal_bucket(engine: Engine, address: str, *, dry_run: bool, umask: int | None = None) -> dict[str, object]:

@@ -126,7 +126,7 @@ def attach_region(
             raise Usage(f"{path} is another region named {name} than this site knows; --replace uses it instead")
         _claim(site, name, at, identity)
         site.identities.regions[name] = str(identity["uuid"])
-        found = []
+        stores: list[tuple[bool, str, str]] = []
         for folder, kind in site.fs.entries(at):
             if kind is not FileType.DIRECTORY:
                 continue
@@ -137,10 +137,15 @@ def attach_region(
                 finally:
                     site.fs.close(fd)
                 if bucket is not None:
-                    arn.check_bucket_name(os.fsdecode(folder))
-                    address = f"{name}/{os.fsdecode(folder)}"
-                    site.identities.buckets[address] = str(bucket["uuid"])
-                    found.append(address)
+                    called = os.fsdecode(folder)
+                    arn.check_bucket_name(called)
+                    stores.append((bucket.get("name") != called, f"{name}/{called}", str(bucket["uuid"])))
+    found = []
+    for other_name, address, uuid_there in sorted(stores):
+        if other_name and any(u == uuid_there and a != address for a, u in site.identities.buckets.items()):
+            continue  # a copy of another bucket's folder
+        site.identities.buckets[address] = uuid_there
+        found.append(address)
     return sorted(found)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +126,70 @@ def test_an_adoption_that_was_cut_short_is_finished_by_the_next(world: World) ->
         assert listing(top) == before
         if not fs.died:
             return
+
+
+# -- stores that came with their folders
+
+
+def test_a_copied_store_is_adopted_by_no_second_bucket(world: World) -> None:
+    """`cp -a` of a bucket's folder: two buckets of one identity would be taken for each other, and the copied rule
+    would send the files of both to one place. Without the copied .fsrepl the files are adopted like any others."""
+    world.write("k", b"k", OTHER)
+    world.settle()
+    copy = world.path(bucket=ADDRESS)
+    shutil.copytree(world.path(bucket=OTHER), copy)
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(Refused, match=f"BucketAlreadyOwnedByYou: .* is that of {OTHER}, .*remove") as refused:
+        world.run("bucket.adopt", bucket=ADDRESS, dry_run=True)
+    assert world.refused("bucket.adopt", bucket=ADDRESS) == refused.value.code
+    assert sorted(copy.rglob("*")) == before
+    (copy / "k").unlink()
+    assert world.refused("bucket.create", bucket=ADDRESS) == refused.value.code
+    (copy / "k").write_bytes(b"k")
+    shutil.rmtree(copy / ".fsrepl")
+    assert world.run("bucket.adopt", bucket=ADDRESS)["Adopted"] == 1
+    assert world.engine.site.buckets[ADDRESS].uuid != world.engine.site.buckets[OTHER].uuid
+
+
+def test_a_region_that_is_attached_has_no_copied_buckets(world: World) -> None:
+    """The folder that bucket.json names is the bucket; a copy of it beside it is a folder with files."""
+    shutil.copytree(world.path(bucket=OTHER), world.path(bucket="east/copied"))
+    path = world.settings.regions["east"].path
+    world.run("region.add", name="west", path=str(path.parent / "west"))
+    world.run("region.forget", name="east")
+    world.run("region.add", name="east", path=str(path))
+    assert set(world.engine.site.buckets) == {OTHER}
+
+
+def test_a_bucket_that_was_moved_keeps_its_versions(world: World) -> None:
+    """G6: adopted under another name, its files are the versions that they were, and become no null versions."""
+    world.write("k", b"one", OTHER)
+    world.settle()
+    world.write("k", b"two", OTHER)
+    world.settle()
+    before = world.ids(OTHER)
+    world.path(bucket=OTHER).rename(world.path(bucket=ADDRESS))
+    assert world.refused("bucket.adopt", bucket=ADDRESS) == "BucketAlreadyOwnedByYou"
+    world.run("bucket.rm", bucket=OTHER)
+    answer = world.run("bucket.adopt", bucket=ADDRESS)
+    assert (answer["Adopted"], answer["Versioning"]) == (0, "Enabled")
+    world.settle()
+    assert world.ids(ADDRESS) == before
+    assert json.loads(world.path(".fsrepl/bucket.json", ADDRESS).read_text())["name"] == "old"
+    world.write("k", b"three", ADDRESS)
+    world.settle()
+    assert len(world.ids(ADDRESS)[b"k"]) == 3
+
+
+@pytest.mark.parametrize("document", ["{", "[]"])
+def test_a_store_whose_identity_cannot_be_read_is_not_adopted(world: World, document: str) -> None:
+    """Bad input: the message says what to do."""
+    meta = fill(world) / ".fsrepl"
+    meta.mkdir()
+    (meta / "bucket.json").write_text(document)
+    with pytest.raises(Refused, match=r"InvalidRequest: .*bucket\.json cannot be read: .*move that \.fsrepl away"):
+        world.run("bucket.adopt", bucket=ADDRESS)
+    assert [path.name for path in meta.iterdir()] == ["bucket.json"]
 
 
 # -- rm
