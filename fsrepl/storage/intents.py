@@ -16,6 +16,7 @@ from fsrepl.model import json_text
 from fsrepl.model.view import View
 from fsrepl.storage import staging
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import FileType
 from fsrepl.storage.sync import Syncer
 
 # -- intents
@@ -126,8 +127,11 @@ def drop_intents(bucket: OpenBucket, name: bytes) -> None:
 
 
 def read_intents(bucket: OpenBucket) -> Iterator[tuple[bytes, list[Intent]]]:
-    """Every intent file. One left incomplete by a power cut is empty, since no change began under it."""
-    for name in sorted(bucket.fs.names(bucket.intents)):
+    """Every intent file. One left incomplete by a power cut is empty, since no change began under it.
+
+    What is no file in that folder was not made by the daemon, and is left alone.
+    """
+    for name in sorted(name for name, kind in bucket.fs.entries(bucket.intents) if kind is FileType.REGULAR):
         fd = bucket.fs.open_read(bucket.intents, name)
         try:
             data = bucket.fs.read_all(fd)

@@ -101,3 +101,17 @@ def test_an_intent_that_cannot_be_written_leaves_nothing(
         else:
             assert world.tree(SOURCE) == world.tree(DESTINATION)
             assert world.look_of("k") == world.look_of("k", DESTINATION)
+
+
+def test_what_is_no_file_among_the_intents_is_left_alone(tmp_path: Path) -> None:
+    """G7: a start reads the intents; a directory, a link or a FIFO among them does not take the bucket offline."""
+    with World(tmp_path) as world:
+        intents = world.path(".fsrepl/intents")
+        (intents / "directory").mkdir()
+        (intents / "link").symlink_to("/etc")
+        os.mkfifo(intents / "fifo")
+        world.restart()
+        world.write("k", b"k")
+        world.settle()
+        assert world.tree(DESTINATION) == {"k": b"k"}
+        assert {path.name for path in intents.iterdir()} == {"directory", "link", "fifo"}
