@@ -548,7 +548,9 @@ class Bucket:
             why = f"is not valid: it lacks {error}"
         except (Refused, TypeError) as error:
             why = f"is not valid: {error}"
-        raise DocumentInvalid(f"bucket {self.address}: .fsrepl/{name.decode()} {why}; correct the file")
+        raise DocumentInvalid(
+            f"bucket {self.address}: .fsrepl/{name.decode()} {why}; correct the file; `fsrepl check` reads it again"
+        )
 
 
 def _parse_identity(identity: dict[str, Any]) -> Identity:
