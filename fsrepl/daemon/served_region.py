@@ -21,7 +21,7 @@ from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
-from fsrepl.replicate.arrivals import LACKS_CONTENT, ArrivedSource, Incoming, at_of
+from fsrepl.replicate.arrivals import LACKS_CONTENT, ArrivedSource, Incoming
 from fsrepl.replicate.source import Source
 from fsrepl.settings import Settings
 from fsrepl.storage.bucket import OpenBucket
@@ -103,8 +103,8 @@ class ServedRegion(Worker):
         told = []
         for each in outcomes:
             self.queue(each.delivery.source, each.delivery.destination).done(each.delivery)
-            if self._incoming.forget(each.delivery):
-                told.append(frames.Told(at_of(each.delivery), str(each.status), each.reason, each.crossed_bytes))
+            if (at := self._incoming.forget(each.delivery)) is not None:
+                told.append(frames.Told(at, each.status, each.reason, each.crossed_bytes))
         if told:
             self._send(frames.Outcomes(told))
 
@@ -112,8 +112,8 @@ class ServedRegion(Worker):
         given_back = []
         for each in deliveries:
             self.queue(each.source, each.destination).done(each)
-            if self._incoming.forget(each):
-                given_back.append(at_of(each))
+            if (at := self._incoming.forget(each)) is not None:
+                given_back.append(at)
         why = why if isinstance(why, str) else self.why_not(why)
         if given_back:
             self._send(frames.Later(given_back, why, whole, lacks_content=why == LACKS_CONTENT))

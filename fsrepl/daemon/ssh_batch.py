@@ -131,7 +131,7 @@ class Batch:
                     self.outcomes.append(Outcome(delivery, status, why, version))
                 case decide.Send(_, with_tags):
                     assert version is not None
-                    self._pack(delivery, version, with_tags=with_tags)
+                    self._pack(delivery, at, version, with_tags=with_tags)
         except Ended:
             raise
         except Failed as error:
@@ -154,21 +154,16 @@ class Batch:
             )
             region.try_later([delivery], UNEXPECTED)
 
-    def _pack(self, delivery: Delivery, version: Version, *, with_tags: bool) -> None:
-        recorded, at = version.deliveries[delivery.destination], at_of(delivery)
+    def _pack(self, delivery: Delivery, at: At, version: Version, *, with_tags: bool) -> None:
+        recorded = version.deliveries[delivery.destination]
         data: bytes | None = None
         checks = recorded.before is not None and recorded.before.status is Status.COMPLETED
         is_small = not version.marker and version.size < self._inline_bytes
         if is_small and (at in self._table.needs_content or not (recorded.edit or checks)):
-            with self._sending.content(version, just_stored=True) as content:
-                data = content.whole()
-            self._engine.limiter.sent(len(data))
+            data = self._sending.small_content(version)
         self._table.needs_content.discard(at)
-        for path in directories.with_parents([keys.place(version.key)[0]]) if not version.marker else ():
-            if path not in self._looked_at:
-                self._looked_at.add(path)
-                if (rights := self._sending.rights(path)) is not None:
-                    self._rights[path] = rights
+        if not version.marker and (directory := keys.place(version.key)[0]) not in self._looked_at:
+            self._look_at(directory)
         size = len(data) if data is not None else 0
         waits = version.link is not None and self._sending.is_owed(*version.link, delivery.destination)
         item = frames.pack(version, delivery.destination, with_tags=with_tags, data=data, waits_for_link=waits)
@@ -178,10 +173,20 @@ class Batch:
         if len(self._items) >= _FRAME_ITEMS or self._bytes >= _FRAME_BYTES:
             self.send()
 
+    def _look_at(self, directory: bytes) -> None:
+        """Have the permissions of a directory and of its parents sent as well."""
+        for path in directories.with_parents([directory]):
+            if path not in self._looked_at:
+                self._looked_at.add(path)
+                if (rights := self._sending.rights(path)) is not None:
+                    self._rights[path] = rights
+        self._looked_at.add(directory)  # also the bucket's folder, of which nothing is sent
+
     def send(self) -> None:
         """Send what was packed. Raises Ended."""
         if not self._items:
             return
+        self._engine.limiter.sent(self._bytes)
         items, self._items, self._bytes = self._items, [], 0
         rights, self._rights = self._rights, {}
         self._looked_at.clear()  # the agent forgets what came with a frame once it is done with that

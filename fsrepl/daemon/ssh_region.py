@@ -264,11 +264,8 @@ class SshRegion(Receiver):
         for each in told:
             if each.at in self._table.under_way:
                 sent = self._table.forget(self.engine, each.at)
-                status = Status(each.status)
-                yield Outcome(
-                    sent.delivery, status, each.reason if status is Status.FAILED else "",
-                    sent.version, each.crossed_bytes,
-                )  # fmt: skip
+                why = each.reason if each.status is Status.FAILED else ""
+                yield Outcome(sent.delivery, each.status, why, sent.version, each.crossed_bytes)
 
     def _put_off(self, later: frames.Later) -> None:
         by_queue: dict[Queue, list[Delivery]] = {}

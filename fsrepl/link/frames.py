@@ -82,7 +82,7 @@ class Item(Struct, frozen=True, array_like=True):
     marker: bool
     size: int
     digest: bytes
-    origin: str
+    origin: Origin
     source: str
     storage_class: str
     posix: tuple[int, int, int, int, bytes | None, bytes | None] | None
@@ -186,7 +186,7 @@ class Told(Struct, frozen=True, array_like=True):
     """The outcome of a delivery. crossed_bytes: see Outcome."""
 
     at: At
-    status: str
+    status: Status
     reason: str
     crossed_bytes: int | None
 
@@ -285,10 +285,10 @@ def pack(
     recorded, posix = version.deliveries[destination], version.posix
     return Item(
         version.key, version.id, version.created_ns, version.marker, version.size, version.digest,
-        str(version.origin), version.source, version.storage_class,
+        version.origin, version.source, version.storage_class,
         (posix.mode, posix.uid, posix.gid, posix.mtime_ns, posix.acl, posix.default_acl) if posix else None,
-        {os.fsencode(name): value for name, value in version.attrs.items()},
-        {os.fsencode(name): os.fsencode(value) for name, value in version.tags.items()},
+        {os.fsencode(name): value for name, value in version.attrs.items()} if version.attrs else {},
+        {os.fsencode(name): os.fsencode(value) for name, value in version.tags.items()} if version.tags else {},
         dict(version.edited), version.taken, version.link,
         recorded.rule, recorded.storage_class, recorded.owner, recorded.job, recorded.since_ns, recorded.edit,
         recorded.before is not None and recorded.before.status is Status.COMPLETED,
@@ -306,10 +306,10 @@ def unpack(item: Item, destination: str) -> Version:
         before=before,
     )  # fmt: skip
     return Version(
-        item.key, item.id, item.created_ns, item.marker, item.size, item.digest, Origin(item.origin), item.source,
+        item.key, item.id, item.created_ns, item.marker, item.size, item.digest, item.origin, item.source,
         item.storage_class, Posix(*item.posix) if item.posix else None,
-        {os.fsdecode(name): value for name, value in item.attrs.items()},
-        {os.fsdecode(name): os.fsdecode(value) for name, value in item.tags.items()},
+        {os.fsdecode(name): value for name, value in item.attrs.items()} if item.attrs else {},
+        {os.fsdecode(name): os.fsdecode(value) for name, value in item.tags.items()} if item.tags else {},
         {destination: recorded}, item.edited, taken=item.taken, link=item.link,
     )  # fmt: skip
 

@@ -208,8 +208,11 @@ class Receiver(abc.ABC):
         """Carry out one message; here those about deliveries. Others are not for a thread without trees."""
         match message:
             case TakeOver(batch):
+                queue = None
                 for each in batch:
-                    self.queue(each.source, each.destination).add(each)
+                    if queue is None or each.destination != queue.destination or each.source != queue.source:
+                        queue = self.queue(each.source, each.destination)
+                    queue.add(each)
             case TakeMore(source, destination, batch, last):
                 self.queue(source, destination).add_page(batch, last, time.monotonic())
             case StartOver(source, destination):

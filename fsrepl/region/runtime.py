@@ -127,7 +127,7 @@ class Runtime:
 
         Raises Unavailable where the file cannot be read now: no delivery shall fail for good because of that.
         """
-        path = self.settings.roles / (name + ".json")
+        path = f"{self.settings.roles}/{name}.json"
         try:
             found = os.stat(path)
             if found.st_uid not in (0, os.geteuid()):  # its author would be root through it

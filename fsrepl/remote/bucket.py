@@ -5,7 +5,7 @@ Each method is one request, or the pages of one list. See client.py for what the
 
 from __future__ import annotations
 
-import base64
+import binascii
 import contextlib
 import hashlib
 import uuid
@@ -48,7 +48,7 @@ def sums_of(data: bytes) -> Sums:
 
 
 def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 class Listed(Struct, frozen=True):

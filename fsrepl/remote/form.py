@@ -40,6 +40,7 @@ _KEY_MAX = 1024
 _METADATA_MAX = 2000
 """S3's limit is 2 KB for names and values together; some services count a little differently."""
 _FOLDER = ".fsrepl/"
+_CONTENT_TYPES = {stat.S_IFLNK: Kind.LINK.content_type, stat.S_IFDIR: Kind.DIRECTORY.content_type}
 _UNLISTABLE = re.compile("[\x00-\x08\x0a-\x1f\ufffe\uffff]")
 """Characters that XML has no form for, and ends of lines, which its readers make alike. S3 encodes them in lists on
 request; where a service does not, one such name makes the list of the whole bucket unreadable, or is listed as another
@@ -131,8 +132,7 @@ def content_type_of(metadata: Mapping[str, str]) -> str:
         mode = int(metadata.get("mode", ""), 8)
     except ValueError:
         return ""
-    kinds = {stat.S_IFLNK: Kind.LINK, stat.S_IFDIR: Kind.DIRECTORY}
-    return kinds.get(stat.S_IFMT(mode), Kind.FILE).content_type
+    return _CONTENT_TYPES.get(stat.S_IFMT(mode), "")
 
 
 def _size(metadata: Mapping[str, str]) -> int:

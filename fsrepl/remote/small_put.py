@@ -9,14 +9,13 @@ of another kind, is left to botocore, and so is everything where pycurl is missi
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
 import re
 from base64 import b64decode
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -34,7 +33,7 @@ _HEADERS = {
     "StorageClass": "x-amz-storage-class",
 }
 """The headers of the parameters of a put. Source: AWS, PutObject."""
-_OTHER = frozenset({"Bucket", "Key", "Body", "ContentLength", "Metadata"})
+_KNOWN = _HEADERS.keys() | {"Bucket", "Key", "Body", "ContentLength", "Metadata"}
 _ELSEWHERE = frozenset({"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"})
 """Answers that say that the bucket is in another region: botocore finds out which."""
 
@@ -56,7 +55,7 @@ def is_small(operation: str, params: Mapping[str, Any]) -> bool:
     """Whether a request is the put of a small object, all of whose parameters are known here."""
     body = params.get("Body")
     is_put = operation == "put_object" and isinstance(body, bytes) and len(body) <= SMALL_MAX_BYTES
-    return is_put and params.keys() <= _HEADERS.keys() | _OTHER and not _DOTS.search(params["Key"])
+    return is_put and params.keys() <= _KNOWN and not _DOTS.search(params["Key"])
 
 
 def way_of(name: str, url: str, headers: Mapping[str, Any]) -> Way | None:
@@ -66,6 +65,17 @@ def way_of(name: str, url: str, headers: Mapping[str, Any]) -> Way | None:
     if signed is None or not url.endswith("/" + tail) or "?" in url or headers.get("X-Amz-S3session-Token"):
         return None
     return Way(url.removesuffix(tail), signed[1], _text(headers.get("User-Agent")))
+
+
+class _Handle:
+    """A handle of libcurl with its connection, and what the answer to its last request was."""
+
+    def __init__(self, curl: Any) -> None:
+        self.curl = curl
+        self.lines: list[bytes] = []
+        self.body: list[bytes] = []
+        self.signs_for: tuple[Way, str, str] | None = None
+        """For which bucket, and with which keys, requests are signed."""
 
 
 class Connections:
@@ -78,23 +88,12 @@ class Connections:
         service may take to be reached, and be silent then."""
         self._proxy_for, self._authorities = proxy_for, authorities
         self._connect_s, self._idle_s = connect_s, idle_s
-        self._idle: deque[Any] = deque()
-        """Handles of libcurl, each with its connection."""
+        self._idle: deque[_Handle] = deque()
 
-    @contextlib.contextmanager
-    def _handle(self) -> Iterator[Any]:
-        """A handle of libcurl for one request."""
-        try:
-            found = self._idle.pop()
-        except IndexError:
-            found = self._make()
-        yield found
-        self._idle.append(found)
-
-    def _make(self) -> Any:
+    def _make(self) -> _Handle:
         import pycurl
 
-        made = pycurl.Curl()
+        made = _Handle(pycurl.Curl())
         for option, value in (
             (pycurl.NOSIGNAL, 1),
             (pycurl.UPLOAD, 1),
@@ -106,9 +105,24 @@ class Connections:
             (pycurl.LOW_SPEED_TIME, max(1, int(self._idle_s))),
             # libcurl repeats a request on a connection that has just ended: the service may have carried it out
             (pycurl.SEEKFUNCTION, lambda offset, whence: pycurl.SEEKFUNC_FAIL),
+            (pycurl.HEADERFUNCTION, made.lines.append),
+            (pycurl.WRITEFUNCTION, made.body.append),
         ):
-            made.setopt(option, value)
+            made.curl.setopt(option, value)
         return made
+
+    def _sign_for(self, handle: _Handle, way: Way, access_key: str, secret_key: str) -> None:
+        import pycurl
+
+        for option, value in (
+            (pycurl.PROXY, self._proxy_for(way.base) or ""),
+            (pycurl.USERAGENT, way.agent),
+            (pycurl.AWS_SIGV4, f"aws:amz:{way.region}:s3"),
+            (pycurl.USERNAME, access_key),
+            (pycurl.PASSWORD, secret_key),
+        ):
+            handle.curl.setopt(option, value)
+        handle.signs_for = way, access_key, secret_key
 
     def put(self, way: Way, credentials: Any, params: Mapping[str, Any]) -> Answer | None:
         """Put an object; S3's answer, as botocore has it. None where it was not made, and botocore is to be asked.
@@ -118,40 +132,38 @@ class Connections:
         import pycurl
 
         keys, body = credentials.get_frozen_credentials(), params["Body"]
-        headers = {header: params[name] for name, header in _HEADERS.items() if name in params}
-        headers |= {f"x-amz-meta-{name}": value for name, value in params.get("Metadata", {}).items()}
-        headers["x-amz-content-sha256"] = b64decode(params["ChecksumSHA256"]).hex()
+        headers = [f"{header}: {params[name]}" for name, header in _HEADERS.items() if name in params]
+        headers += [f"x-amz-meta-{name}: {value}" for name, value in params.get("Metadata", {}).items()]
+        headers += [f"x-amz-content-sha256: {b64decode(params['ChecksumSHA256']).hex()}", "Expect:", "Accept:"]
         if keys.token:
-            headers["x-amz-security-token"] = keys.token
-        url, lines, answer = way.base + _escaped(params["Key"]), list[bytes](), list[bytes]()
-        with self._handle() as curl:
-            for option, value in (
-                (pycurl.URL, url),
-                (pycurl.PROXY, self._proxy_for(url) or ""),
-                (pycurl.USERAGENT, way.agent),
-                (pycurl.AWS_SIGV4, f"aws:amz:{way.region}:s3"),
-                (pycurl.USERNAME, keys.access_key),
-                (pycurl.PASSWORD, keys.secret_key),
-                (pycurl.HTTPHEADER, [*(f"{name}: {value}" for name, value in headers.items()), "Expect:", "Accept:"]),
-                (pycurl.INFILESIZE, len(body)),
-                (pycurl.READFUNCTION, io.BytesIO(body).read),
-                (pycurl.HEADERFUNCTION, lines.append),
-                (pycurl.WRITEFUNCTION, answer.append),
-            ):
-                curl.setopt(option, value)
-            try:
-                curl.perform()
-            except pycurl.error as error:  # the handle goes, and whatever has become of its connection
-                code, words = error.args
-                raise _unreachable(url, code, words, curl.getinfo(pycurl.OS_ERRNO)) from error
-            status = curl.getinfo(pycurl.RESPONSE_CODE)
+            headers.append(f"x-amz-security-token: {keys.token}")
+        url = way.base + _escaped(params["Key"])
+        try:
+            handle = self._idle.pop()
+        except IndexError:
+            handle = self._make()
+        if handle.signs_for != (way, keys.access_key, keys.secret_key):
+            self._sign_for(handle, way, keys.access_key, keys.secret_key)
+        curl, lines, answer = handle.curl, handle.lines, handle.body
+        lines.clear()
+        answer.clear()
+        curl.setopt(pycurl.URL, url)
+        curl.setopt(pycurl.HTTPHEADER, headers)
+        curl.setopt(pycurl.INFILESIZE, len(body))
+        curl.setopt(pycurl.READFUNCTION, io.BytesIO(body).read)
+        try:
+            curl.perform()
+        except pycurl.error as error:  # the handle goes, and whatever has become of its connection
+            code, words = error.args
+            raise _unreachable(url, code, words, curl.getinfo(pycurl.OS_ERRNO)) from error
+        status = curl.getinfo(pycurl.RESPONSE_CODE)
         found = _headers(lines)
-        if status in (200, 204):
-            return {"VersionId": found.get("x-amz-version-id"), "ETag": found.get("etag")}
-        refusal = _refusal(status, found, b"".join(answer))
+        refusal = None if status in (200, 204) else _refusal(status, found, b"".join(answer))
+        self._idle.append(handle)
         if refusal is not None:
             raise refusal
-        return None
+        made = {"VersionId": found.get("x-amz-version-id"), "ETag": found.get("etag")}
+        return made if status in (200, 204) else None
 
 
 def lacking() -> str:
@@ -182,11 +194,11 @@ def connections(session: Any, connect_s: float, idle_s: float) -> Connections | 
 def _headers(lines: list[bytes]) -> dict[str, str]:
     """The headers of an answer, without those of an earlier one such as a proxy's."""
     found: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.decode("latin-1").partition(":")
+    for line in b"".join(lines).decode("latin-1").split("\r\n"):
+        name, colon, value = line.partition(":")
         if colon:
             found[name.lower()] = value.strip()
-        elif line.startswith(b"HTTP/"):
+        elif name.startswith("HTTP/"):
             found.clear()
     return found
 

@@ -11,7 +11,8 @@ import itertools
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from msgspec import Struct
 
@@ -77,9 +78,10 @@ class Incoming:
             found.append(version)
         return found
 
-    def forget(self, delivery: Delivery) -> bool:
-        """Forget a delivery that has ended, or was given back; whether it was there."""
-        return self.arrivals.pop(at_of(delivery), None) is not None
+    def forget(self, delivery: Delivery) -> At | None:
+        """Forget a delivery that has ended, or was given back; which it was, None where it was not there."""
+        at = delivery.source, delivery.destination, delivery.key, delivery.id
+        return at if self.arrivals.pop(at, None) is not None else None
 
     def forget_all(self) -> list[At]:
         """Forget all deliveries; which they were."""
@@ -123,10 +125,6 @@ class Incoming:
                 raise Unavailable(self.why)
 
 
-def at_of(delivery: Delivery) -> At:
-    return delivery.source, delivery.destination, delivery.key, delivery.id
-
-
 class ArrivedSource:
     """See source.Source. What only the sender can know, it has decided before it sent a version."""
 
@@ -134,22 +132,20 @@ class ArrivedSource:
 
     def __init__(self, incoming: Incoming, address: str, destination: str, released: Callable[[], Any]) -> None:
         self._incoming, self._address, self._destination, self._released = incoming, address, destination, released
+        self._arrivals = incoming.arrivals
 
     @property
     def address(self) -> str:
         return self._address
 
-    def _arrival(self, key: bytes, version_id: str) -> Arrival | None:
-        return self._incoming.arrivals.get((self._address, self._destination, key, version_id))
-
     def version(self, delivery: Delivery) -> Version | None:
-        arrival = self._arrival(delivery.key, delivery.id)
+        arrival = self._arrivals.get((self._address, self._destination, delivery.key, delivery.id))
         return arrival.version if arrival is not None else None
 
     def facts(
         self, delivery: Delivery, version: Version | None, there: Callable[[Version], dict[str, Any]]
     ) -> decide.Facts:
-        arrival = self._arrival(delivery.key, delivery.id)
+        arrival = self._arrivals.get((self._address, self._destination, delivery.key, delivery.id))
         if arrival is None or version is None:
             return decide.Facts(source_there=False)
         recorded = version.deliveries[delivery.destination]
@@ -164,13 +160,12 @@ class ArrivedSource:
     def order(self, key: bytes) -> tuple[int, str] | None:
         return self._incoming.order(self._address, key)
 
-    @contextlib.contextmanager
-    def content(self, version: Version, *, just_stored: bool = False) -> Iterator[ArrivedContent]:
-        arrival = self._arrival(version.key, version.id)
+    def content(self, version: Version, *, just_stored: bool = False) -> ArrivedContent:
+        at = self._address, self._destination, version.key, version.id
+        arrival = self._arrivals.get(at)
         if arrival is None:
             raise Unavailable("it was given back meanwhile")
-        at = self._address, self._destination, version.key, version.id
-        yield ArrivedContent(self._incoming, at, arrival)
+        return ArrivedContent(self._incoming, at, arrival)
 
     def map_of(self, digest: bytes) -> BlockMap | None:
         return None
@@ -185,6 +180,12 @@ class ArrivedContent:
 
     def __init__(self, incoming: Incoming, at: At, arrival: Arrival) -> None:
         self._incoming, self._at, self._version, self._data = incoming, at, arrival.version, arrival.data
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        pass  # nothing is open
 
     def copy_to(self, draft: Draft, progress: Progress | None) -> None:
         if self._data is None and self._version.size:

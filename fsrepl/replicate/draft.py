@@ -101,6 +101,9 @@ class Base(Struct, frozen=True):
 class StagedFile:
     """A file in .fsrepl/tmp. Its record is on it from the start, unless a view shares it."""
 
+    _is_new = False
+    """Whether no earlier try has prepared it in part."""
+
     def __init__(
         self, bucket: OpenBucket, fd: int, name: bytes, replica: Version, *, linked: bool, sidecar: bool
     ) -> None:
@@ -125,7 +128,7 @@ class StagedFile:
     def stage(self) -> StagedReplica:
         bucket, fd, name, replica, sidecar = self.bucket, self.fd, self.name, self.replica, self._sidecar
         if self._linked:
-            posix = apply_posix(bucket, fd, replica.posix)
+            posix = apply_posix(bucket, fd, replica.posix, is_new=self._is_new)
             replica, sidecar = records.put_shared(bucket, fd, name, replica, new=posix)
             return StagedReplica(versions.Staged(replica, name, sidecar))
         view, shortfall = stage_view(bucket, replica, fd)
@@ -137,6 +140,8 @@ class StagedFile:
 
 class NewFile(StagedFile):
     """A staged file made for a `with` block, which closes it, and removes it after an error."""
+
+    _is_new = True
 
     def __init__(self, bucket: OpenBucket, replica: Version, *, linked: bool) -> None:
         name = staging.token()

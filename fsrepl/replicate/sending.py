@@ -129,6 +129,14 @@ class Sending:
         data = self._engine.recent.data(version.digest) if just_stored and version.digest else None
         return StoredContent(self._source, version, self._engine.limiter, data)
 
+    def small_content(self, version: Version) -> bytes:
+        """All of a small content; from memory, where it was stored a moment ago."""
+        data = self._engine.recent.data(version.digest) if version.digest else None
+        if data is not None:
+            return data
+        with self.content(version) as content:
+            return content.whole()
+
     def map_of(self, digest: bytes) -> BlockMap | None:
         return maps.read(self._source, digest)
 

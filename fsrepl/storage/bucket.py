@@ -186,11 +186,19 @@ class OpenBucket:
         self.views = Directories(self.fs, fd, self.meta_status)
         self.store = Directories(self.fs, self.versions)
         self._tiers: dict[str, OpenTier] = {}
+        self._gives_acl: bool | None = None
 
     @property
     def tmp(self) -> int:
         """The folder of staged files. Raises Unavailable where it cannot be opened, as do the next two."""
         return self._folders[b"tmp"] if b"tmp" in self._folders else self._folder(b"tmp")
+
+    @property
+    def gives_acl(self) -> bool:
+        """Whether a file that is made in .fsrepl/tmp has an ACL from the beginning. Only the daemon changes that."""
+        if self._gives_acl is None:
+            self._gives_acl = self.fs.default_acl(self.tmp) is not None
+        return self._gives_acl
 
     @property
     def displaced(self) -> int:

@@ -43,15 +43,17 @@ def view_metadata(bucket: OpenBucket, fd: int) -> tuple[dict[str, bytes], bytes 
     return raw, acl
 
 
-def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
-    """Set an object's owner, ACL, mode and time on a file; the values it has then, which may differ.
+def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None, *, is_new: bool = False) -> Posix:
+    """Set an object's owner, ACL, mode and time on a file; the values it has then, which may differ. is_new: the file
+    was just made in .fsrepl/tmp.
 
     The order is owner, ACL, mode. A file open to others is closed to them first, so that meanwhile no user has access
     that neither the old nor the new rights grant. Where the owner cannot be set, access is reduced: no setuid, no
     setgid, and the group gets the others' bits.
     """
     fs = bucket.fs
-    now = inode_posix(bucket, fd, fs.stat_fd(fd))
+    found = fs.stat_fd(fd)
+    now = posix_of(found) if is_new and not bucket.gives_acl else inode_posix(bucket, fd, found)
     if posix is None:
         return now
     mode, acl = posix.mode, posix.acl

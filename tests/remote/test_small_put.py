@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import unquote
 
@@ -186,6 +188,29 @@ def test_a_botocore_of_another_make_puts_all_by_itself(service: Service) -> None
         for _ in range(2):
             put(bucket, "k")
         assert ["expect" in each.headers for each in between.requests] == [False, True, True]
+
+
+CALLS = 115
+"""Function calls of the interpreter, those of built-in functions included."""
+
+
+def test_a_put_costs_no_more_function_calls_than_before(service: Service) -> None:
+    """What many small objects take of the processor goes into calls: its time varies, and their number does not."""
+    service.make_bucket()
+    bucket, counted = service.bucket(), Counter[str]()
+
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        counted[event] += 1
+
+    for name in ("botocore's", "the first"):
+        put(bucket, name)
+    sys.setprofile(count)
+    try:
+        for number in range(20):
+            put(bucket, f"k{number}")
+    finally:
+        sys.setprofile(None)
+    assert (counted["call"] + counted["c_call"]) / 20 <= CALLS, counted
 
 
 def test_where_pycurl_is_missing_botocore_puts_all(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
