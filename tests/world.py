@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from fsrepl import settings
 from fsrepl.capture import schedule
 from fsrepl.commands import operations, sites
-from fsrepl.daemon import requests
+from fsrepl.daemon import request_json, requests
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.worker import Worker
 from fsrepl.errors import Refused
@@ -98,7 +98,7 @@ def request(name: str, /, **params: object) -> requests.Request:
         assert isinstance(bucket, str)
         assert isinstance(key, bytes)
         params["address"] = f"{bucket}/{os.fsdecode(key)}"
-    return requests.decode(json.dumps({"op": name, "params": params}, default=_as_json).encode())
+    return request_json.decode(json.dumps({"op": name, "params": params}, default=_as_json).encode())
 
 
 def _as_json(value: object) -> object:

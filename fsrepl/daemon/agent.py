@@ -24,7 +24,7 @@ from typing import Any
 from msgspec import Struct
 
 import fsrepl
-from fsrepl.daemon import agent_home, control, live, requests
+from fsrepl.daemon import agent_home, control, live, request_json, requests
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.lock import Lock
 from fsrepl.daemon.main import prepare_process
@@ -256,7 +256,7 @@ class Agent:
 
     def _answer(self, ticket: int, request: bytes) -> None:
         try:
-            wanted = requests.decode(request)
+            wanted = request_json.decode(request)
             if not isinstance(wanted, FROM_SITE):
                 raise Refused("AccessDenied", f"the agent carries out no {wanted.op} for another machine")
             answer: dict[str, Any] = {"ok": self._handle(wanted, lambda: True)}

@@ -1,6 +1,6 @@
 """The control socket: one socket in the site's state folder, both sides of it.
 
-A request is a line of JSON (requests.py); the answer is another, {"ok"} or {"error"}. The socket is
+A request is a line of JSON (request_json.py); the answer is another, {"ok"} or {"error"}. The socket is
 0600, and its peer must be the daemon's user or root. A Unix socket's path may have 107 bytes, so both
 sides reach it through a descriptor of the folder. Source: design.md, sections 5 and 8; unix(7).
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fsrepl import errors
-from fsrepl.daemon import requests
+from fsrepl.daemon import request_json, requests
 from fsrepl.daemon.requests import Request
 from fsrepl.errors import FsreplError, NotRunning, Refused, Usage, reason
 from fsrepl.model import json_text
@@ -158,7 +158,7 @@ class Server:
 
     def _answer(self, connection: socket.socket) -> dict[str, object]:
         try:
-            request = requests.decode(_read_line(connection, _REQUEST_MAX_BYTES))
+            request = request_json.decode(_read_line(connection, _REQUEST_MAX_BYTES))
         except Usage as error:
             return error_document(error)
         except ValueError as error:
@@ -223,7 +223,7 @@ def ask(state: str | os.PathLike[str], request: Request, timeout_s: float | None
     Raises NotRunning only where nothing listens, or the daemon is ending: an answer that cannot be read comes from a
     running daemon.
     """
-    op, line = request.op, requests.encode(request)
+    op, line = request.op, request_json.encode(request)
     if len(line) > _REQUEST_MAX_BYTES:
         raise Usage(f"{op}: a request of {len(line):,} bytes is too long; it may have {_REQUEST_MAX_BYTES:,}")
     with _connected(state, op, timeout_s) as connection:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsrepl.daemon import requests
+from fsrepl.daemon import request_json, requests
 from fsrepl.errors import FsreplError
 from fsrepl.model import attributes, blockmap, clock, keys, record_form, scrub
 from fsrepl.model.version import DeliveryRecord, Origin, Posix, Status, Version
@@ -137,7 +137,7 @@ RAW = record_form.on_file(attributes.encode(VERSION))
 
 BYTES: dict[str, tuple[bytes, Callable[[bytes], object], tuple[type[Exception], ...]]] = {
     "settings": (SETTINGS.encode(), lambda data: reading.parse(data.decode(), Path("/s/fsrepl.toml")), (UnicodeError,)),
-    "request": (requests.encode(requests.Retry()), requests.decode, ()),
+    "request": (request_json.encode(requests.Retry()), request_json.decode, ()),
     "sidecar": (attributes.encode_sidecar(RAW), lambda data: _records(attributes.decode_sidecar(data)), ()),
     "map": (b"fsrepl blocks 1\n{}\n" + bytes(64), blockmap.decode, ()),
     "name": (b"a b;01K9ZZZZZZZZZZZZZZZZZZZZZZ;meta.json", keys.parse, ()),
@@ -164,7 +164,8 @@ DOCUMENTS: dict[str, tuple[Any, Callable[[Any], object]]] = {
     "role": (ROLE, lambda document: roles.parse_role(document, "r")),
     "versioning": ({"Status": "Enabled"}, replication.parse_versioning),
     "request": (
-        json.loads(requests.encode(requests.Retry())), lambda document: requests.decode(json.dumps(document).encode())
+        json.loads(request_json.encode(requests.Retry())),
+        lambda document: request_json.decode(json.dumps(document).encode()),
     ),
     "record": (
         json.loads(RAW[record_form.RECORD]),

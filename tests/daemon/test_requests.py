@@ -9,7 +9,7 @@ import pytest
 from msgspec import NODEFAULT, structs
 
 from fsrepl.commands import operations
-from fsrepl.daemon import requests
+from fsrepl.daemon import request_json, requests
 from fsrepl.daemon.requests import Request
 from fsrepl.model.address import Address
 
@@ -38,26 +38,26 @@ def example(wanted: object) -> object:
 
 def filled(kind: type[Request], *, whole: bool) -> Request:
     hints = get_type_hints(kind)
-    needed = [each for each in structs.fields(kind) if whole or requests._default(each) is NODEFAULT]
+    needed = [each for each in structs.fields(kind) if whole or request_json._default(each) is NODEFAULT]
     return kind(**{each.name: example(hints[each.name]) for each in needed})
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "bare"])
-@pytest.mark.parametrize("kind", requests.KINDS.values(), ids=requests.KINDS.keys())
+@pytest.mark.parametrize("kind", request_json.KINDS.values(), ids=request_json.KINDS.keys())
 def test_a_request_comes_out_as_it_went_in(kind: type[Request], whole: bool) -> None:
     """Section 5: whatever bytes a key has, whatever a document holds."""
     request = filled(kind, whole=whole)
-    line = requests.encode(request)
+    line = request_json.encode(request)
     assert line.count(b"\n") == 1
-    assert requests.decode(line) == request
+    assert request_json.decode(line) == request
     assert str(request).startswith(request.op.replace(".", " "))
 
 
-@pytest.mark.parametrize("kind", requests.KINDS.values(), ids=requests.KINDS.keys())
+@pytest.mark.parametrize("kind", request_json.KINDS.values(), ids=request_json.KINDS.keys())
 def test_what_is_at_its_default_is_not_sent(kind: type[Request]) -> None:
     """Section 5: a daemon that does not know a new parameter still accepts all requests that do not use it."""
-    sent = json.loads(requests.encode(filled(kind, whole=False)))["params"].keys()
-    assert all(requests._default(each) is NODEFAULT for each in structs.fields(kind) if each.name in sent)
+    sent = json.loads(request_json.encode(filled(kind, whole=False)))["params"].keys()
+    assert all(request_json._default(each) is NODEFAULT for each in structs.fields(kind) if each.name in sent)
 
 
 def test_every_request_is_answered() -> None:
@@ -70,5 +70,5 @@ def test_every_request_is_answered() -> None:
         requests.ExplainObject,
         requests.Wait,
     }
-    assert own | operations.OPERATIONS.keys() == set(requests.KINDS.values())
+    assert own | operations.OPERATIONS.keys() == set(request_json.KINDS.values())
     assert not own & operations.OPERATIONS.keys()

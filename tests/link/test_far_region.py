@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.commands import operations, services, status
-from fsrepl.daemon import agent_home, control, requests
+from fsrepl.daemon import agent_home, control, request_json, requests
 from fsrepl.daemon.served_region import ServedRegion
 from fsrepl.errors import FsreplError, Refused, Unavailable
 from fsrepl.model.address import Address
@@ -704,7 +704,7 @@ def test_the_site_may_ask_for_its_buckets_alone(world: FarWorld) -> None:
     """SECURITY: no request leads out of the region that `--root` allows."""
     host = world.engine.site.hosts["west"]
     for wanted in (requests.AddRegion("x", "/etc"), requests.ForgetRegion("west"), requests.FinishTurn()):
-        answer = host.ask(requests.encode(wanted))
+        answer = host.ask(request_json.encode(wanted))
         assert answer["error"]["code"] == "AccessDenied", answer
 
 
@@ -726,7 +726,7 @@ def test_commands_there_are_answered_by_the_agent(world: FarWorld) -> None:
     assert control.ask(str(state), requests.GetProgress("none")) == {"Done": 0, "Total": 0}
     about_it = {requests.GetStatus, requests.GetStatusPage, requests.GetSamples, requests.GetProgress}
     own = about_it | {requests.ExplainObject, requests.Wait}
-    assert set(requests.KINDS.values()) == operations.OPERATIONS.keys() | own
+    assert set(request_json.KINDS.values()) == operations.OPERATIONS.keys() | own
 
 
 def test_replication_out_of_it_is_refused(world: FarWorld) -> None:
