@@ -21,7 +21,8 @@ from fsrepl.region.withheld import Withheld
 from fsrepl.storage import backfill_jobs
 from fsrepl.storage.alike import Alike
 from fsrepl.storage.backfill_jobs import Job
-from fsrepl.storage.bucket import Bucket, Documents
+from fsrepl.storage.bucket import Bucket
+from fsrepl.storage.bucket_documents import Documents
 from fsrepl.storage.journal.rows import Classed, Delivery
 from fsrepl.storage.remembered import Keeper
 

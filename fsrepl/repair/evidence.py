@@ -13,7 +13,7 @@ from fsrepl.model.rule import Replication, Rule
 from fsrepl.model.version import DeliveryRecord, Origin, Posix, Status, Version
 from fsrepl.s3 import rules
 from fsrepl.s3.rules import new_record, winners
-from fsrepl.storage.bucket import RuleSince
+from fsrepl.storage.bucket_documents import RuleSince
 from fsrepl.storage.journal.rows import Delivery
 
 # -- the evidence, and the version it yields: pure

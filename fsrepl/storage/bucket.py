@@ -1,164 +1,34 @@
-"""One bucket's directories and documents, open."""
+"""One bucket: checked, and opened for a batch."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import resource
 import stat
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
 
-from msgspec import Struct, field
-
-from fsrepl.errors import Away, BucketMissing, Disowned, DocumentInvalid, FsreplError, Refused, Unavailable, reason
+from fsrepl.errors import Away, BucketMissing, Disowned, FsreplError, Unavailable, reason
 from fsrepl.model import clock, digests, keys
 from fsrepl.model.address import Address
 from fsrepl.model.lifecycle import Lifecycle
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Versioning
 from fsrepl.model.view import View, view_of
-from fsrepl.s3 import lifecycle, replication
-from fsrepl.storage import documents, hashing, privacy, tiers, times
-from fsrepl.storage.fs import GONE, Fs
+from fsrepl.storage import bucket_documents, documents, hashing, privacy, tiers, times
+from fsrepl.storage.bucket_documents import Documents, Identity
+from fsrepl.storage.fs import GONE
 from fsrepl.storage.halt import Halt
+from fsrepl.storage.open_directories import Directories
 from fsrepl.storage.root import Root
 from fsrepl.storage.tiers import LinkTarget, OpenTier
 
-T = TypeVar("T")
 META = keys.RESERVED
 FOLDERS = (b"tmp", b"displaced", b"intents", b"versions")
 BARRIER = b"barrier"
 """A folder below tmp for the daemon's sentinels, which show how far it has read its events."""
-
-_OPEN_DIRECTORIES_MAX, _OPEN_DIRECTORIES_MIN = 128, 8
-"""The descriptors that a tree may keep: as many as the process can spare, but those that are in use at once."""
-
-
-def _open_directories_max() -> int:
-    """By the limit of open files: up to eight trees are open at once, and the rest of the daemon needs some too."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    spared = (soft - 64) // 8 if soft != resource.RLIM_INFINITY else _OPEN_DIRECTORIES_MAX
-    return max(_OPEN_DIRECTORIES_MIN, min(_OPEN_DIRECTORIES_MAX, spared))
-
-
-class RuleSince(Struct, frozen=True):
-    """The start of a rule's effect: by the clock, and as a ctime of the bucket's filesystem."""
-
-    content: str
-    ctime_ns: int
-    since: str
-
-
-class Identity(Struct, frozen=True):
-    """What bucket.json says.
-
-    trees: whether directories and symlinks are objects too. replaces: the uuids of lost buckets in whose place this one
-    was made: content in tiers may still say that it is theirs.
-    """
-
-    uuid: str = ""
-    trees: bool = False
-    replaces: frozenset[str] = frozenset()
-
-
-class Documents(Struct, frozen=True):
-    """A bucket's settings as last read."""
-
-    versioning: Versioning = Versioning.OFF
-    replication: Replication | None = None
-    since: Mapping[str, RuleSince] = field(default_factory=dict)
-    removed: Set[tuple[bytes, str]] = frozenset()
-    lifecycle: Lifecycle | None = None
-    identity: Identity = Identity()
-
-
-class Directories:
-    """Open directories of one tree, by relative path; the least recently used are closed first."""
-
-    def __init__(self, fs: Fs, top: int, never: os.stat_result | None = None) -> None:
-        """never: the status of a directory excluded from the tree, whatever name a user who may write at the top gives
-        it."""
-        self._fs, self._top = fs, top
-        self._never = (never.st_dev, never.st_ino) if never is not None else None
-        self._open: OrderedDict[bytes, int] = OrderedDict()
-        self._latest = b""
-        """The path that was asked for last, which is the last one in _open, if it is there."""
-        self._most = 0
-        """How many stay open; 0 before that was asked."""
-        self.changed: set[bytes] = set()
-        """Directories with changed entries since the last sync."""
-
-    def get(self, path: bytes) -> int:
-        if path not in self._open:
-            self._open[path] = self._open_dir(path)
-            if len(self._open) > _OPEN_DIRECTORIES_MIN:
-                self._most = self._most or _open_directories_max()
-                if len(self._open) > self._most:
-                    self._fs.close(self._open.popitem(last=False)[1])
-        elif path != self._latest:  # a batch mostly stays in one directory
-            self._open.move_to_end(path)
-        self._latest = path
-        return self._open[path]
-
-    def _open_dir(self, path: bytes) -> int:
-        first, _, rest = path.partition(b"/")
-        if rest and self._never is not None:
-            return self._fs.open_dir(self.get(first), rest)
-        fd = self._fs.open_dir(self._top, path)
-        if self._never is not None:
-            found = self._fs.stat_fd(fd)
-            if (found.st_dev, found.st_ino) == self._never:
-                self._fs.close(fd)
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return fd
-
-    def get_or_make(
-        self, path: bytes, make: Callable[[int, bytes, bytes], None] | None = None, *, is_new: bool = False
-    ) -> int:
-        """The descriptor of a directory, after creating missing ones. make: creates one, from the parent, the path and
-        the name. is_new: it is mostly missing, so that it is created at once."""
-        missing = []
-        if is_new and path not in self._open:
-            missing.append(path)
-            path = keys.split(path)[0]
-        while True:
-            try:
-                fd = self.get(path)
-                break
-            except FileNotFoundError:
-                missing.append(path)
-                path = keys.split(path)[0]
-        for path in reversed(missing):
-            parent, name = keys.split(path)
-            with contextlib.suppress(FileExistsError):
-                if make is None:
-                    self._fs.make_dir(self.get(parent), name)
-                else:
-                    make(self.get(parent), path, name)
-                self.changed.add(parent)
-            fd = self.get(path)
-        return fd
-
-    def forget(self, path: bytes) -> None:
-        if (fd := self._open.pop(path, None)) is not None:
-            self._fs.close(fd)
-
-    def sync(self) -> None:
-        """Make all changed entries survive a power cut, with one fsync per directory."""
-        for path in list(self.changed):
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile; `changed` has its parent
-                self._fs.sync_file(self.get(path))
-            self.changed.discard(path)
-
-    def close(self) -> None:
-        while self._open:
-            self._fs.close(self._open.popitem()[1])
 
 
 class OpenBucket:
@@ -483,31 +353,12 @@ class Bucket:
 
     def refresh(self, opened: OpenBucket) -> None:
         """Read the documents changed since the last call."""
-        names = (
-            b"bucket.json",
-            b"versioning.json",
-            b"replication.json",
-            b"lifecycle.json",
-            b"rules.json",
-            b"removed.jsonl",
-        )
-        seen: dict[bytes, tuple[int, ...]] = {}
-        for name in names:
-            try:
-                found = self.fs.stat(opened.meta, name)
-                seen[name] = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-                what = f"bucket {self.address}: .fsrepl/{name.decode()} is not a file of the daemon's own"
-                if not stat.S_ISREG(found.st_mode):
-                    raise DocumentInvalid(f"{what}, but something else; move it away, and put back the file")
-                if found.st_uid not in (self.fs.uid, 0):
-                    raise Disowned(f"{what}, but of uid {found.st_uid}; its content is not trusted")
-            except FileNotFoundError:
-                seen[name] = ()
+        seen = bucket_documents.looks(self.fs, opened.meta, self.address)
         if seen == self.seen:
             return
         self.seen = {}  # until all documents have been read
         try:
-            identity = self._identity(opened)
+            identity = bucket_documents.read_identity(self.fs, opened.meta, self.address)
             if identity is None:
                 raise Unavailable(
                     f"bucket {self.address}: .fsrepl/bucket.json, which says what bucket this is, is gone; if that was "
@@ -524,52 +375,11 @@ class Bucket:
             raise Unavailable(str(error)) if not isinstance(error, Unavailable) else error from error
         self.seen = seen
 
-    def _identity(self, opened: OpenBucket) -> Identity | None:
-        return self._document(opened, b"bucket.json", _parse_identity, None)
-
     def read_documents(self, opened: OpenBucket, identity: Identity | None = None) -> Documents:
         """The bucket's current documents. identity: as read already. Raises DocumentInvalid."""
-        identity = identity or self._identity(opened) or Identity()
+        identity = identity or bucket_documents.read_identity(self.fs, opened.meta, self.address) or Identity()
         self._removed = documents.read_removed(self.fs, opened.meta, self._removed)
-        return Documents(
-            self._document(opened, b"versioning.json", replication.parse_versioning, Versioning.OFF),
-            self._document(opened, b"replication.json", self._parse_replication, None),
-            self._document(opened, b"rules.json", _parse_since, {}),
-            self._removed.ids,
-            self._document(opened, b"lifecycle.json", lifecycle.read_lifecycle, None),
-            identity,
-        )
-
-    def _parse_replication(self, document: dict[str, object]) -> Replication | None:
-        return replication.read_replication(document, source=self.address, named=self._named)
-
-    def _document(self, opened: OpenBucket, name: bytes, parse: Callable[[dict[str, object]], T], otherwise: T) -> T:
-        """A parsed document; `otherwise` where it does not exist. Raises DocumentInvalid with the document's name."""
-        try:
-            found = documents.read_document(self.fs, opened.meta, name)
-            return otherwise if found is None else parse(found)
-        except OSError as error:
-            why = f"cannot be read: {reason(error)}"
-        except ValueError as error:
-            why = f"cannot be read: {error}"
-        except KeyError as error:
-            why = f"is not valid: it lacks {error}"
-        except (Refused, TypeError) as error:
-            why = f"is not valid: {error}"
-        raise DocumentInvalid(
-            f"bucket {self.address}: .fsrepl/{name.decode()} {why}; correct the file; `fsrepl check` reads it again"
-        )
-
-
-def _parse_identity(identity: dict[str, Any]) -> Identity:
-    trees = identity.get("trees", False)
-    if not isinstance(trees, bool):
-        raise TypeError(f'"trees" is {trees!r}, and must be true or false')
-    return Identity(str(identity["uuid"]), trees, frozenset(map(str, identity.get("replaces", ()))))
-
-
-def _parse_since(document: dict[str, Any]) -> dict[str, RuleSince]:
-    return {rule: RuleSince(d["content"], d["ctime_ns"], d["since"]) for rule, d in document.items()}
+        return bucket_documents.read(self.fs, opened.meta, self.address, identity, self._removed.ids, self._named)
 
 
 def content_digest(bucket: OpenBucket, fd: int, told: Callable[[int], None] | None = None) -> bytes:

@@ -15,7 +15,7 @@ from fsrepl.model import attributes, keys
 from fsrepl.model.rule import Replication, Rule
 from fsrepl.model.version import NO_SHORTFALL, DeliveryRecord, Origin, Posix, Status, Version
 from fsrepl.repair.evidence import Evidence, ViewEvidence, rebuild
-from fsrepl.storage.bucket import RuleSince
+from fsrepl.storage.bucket_documents import RuleSince
 from fsrepl.storage.journal.rows import Delivery
 from tests.doubles import DyingFs, PowerCut
 from tests.world import DESTINATION, SOURCE, World

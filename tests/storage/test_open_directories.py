@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.storage import bucket
-from fsrepl.storage.bucket import Directories
+from fsrepl.storage import open_directories
 from fsrepl.storage.fs import Fs
+from fsrepl.storage.open_directories import Directories
 
 
 class Noting(Fs):
@@ -24,7 +24,7 @@ class Noting(Fs):
 
 def test_a_directory_that_is_used_again_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that was used longest ago is closed first, however often the same one was used in a row."""
-    monkeypatch.setattr(bucket, "_open_directories_max", lambda: 8)
+    monkeypatch.setattr(open_directories, "_open_directories_max", lambda: 8)
     names = [b"%d" % i for i in range(10)]
     for name in names:
         (tmp_path / name.decode()).mkdir()
