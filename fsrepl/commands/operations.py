@@ -35,6 +35,7 @@ from fsrepl.daemon.worker import Worker
 from fsrepl.errors import ContentDamaged, FsreplError, Refused, Unavailable, Usage, reason
 from fsrepl.model import keys
 from fsrepl.repair import repair
+from fsrepl.repair.target import Target
 from fsrepl.settings import Settings
 from fsrepl.storage import backfill_jobs
 from fsrepl.storage.journal.rows import Delivery
@@ -193,7 +194,7 @@ def _restore(engine: Engine, request: requests.RestoreObject) -> Answer:
         return _ask_region(engine, request, objects.restore)
     except ContentDamaged as error:
         address, path = request.address, keys.stored_path(request.address.key)
-        target = repair.Target(address.bucket, path, error.version_id, marker=False)
+        target = Target(address.bucket, path, error.version_id, marker=False)
         if not repair.repair(engine.region_of(address.bucket), target):
             raise
         return _ask_region(engine, request, objects.restore)
@@ -227,7 +228,7 @@ def _repair(engine: Engine, request: requests.Repair) -> Answer:
         region = engine.region_of(address)
         region.ask(functools.partial(following.restore, region, address, path[:-1]))
         return {}
-    repair.repair(engine.region_of(address), repair.Target(address, path, request.version_id, request.marker))
+    repair.repair(engine.region_of(address), Target(address, path, request.version_id, request.marker))
     return {}
 
 

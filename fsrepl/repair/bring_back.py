@@ -12,7 +12,8 @@ from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.model import clock, keys
 from fsrepl.model.version import NULL, Status, Version
 from fsrepl.region.runtime import Runtime
-from fsrepl.repair import evidence, from_hosts, from_services, rebuild, repair
+from fsrepl.repair import evidence, from_hosts, from_services, good_copy, rebuild
+from fsrepl.repair.target import Target
 from fsrepl.storage import posix, publishing, remembered, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.view_file import open_view
@@ -144,8 +145,8 @@ def _fetch(
     elsewhere, found = rebuilder.elsewhere.records(path, name, stored, version.digest)
     gathered = rebuilder.evidence(version.key, stored, version.size, version.digest, None, {}, elsewhere, found)
     again = evidence.rebuild(gathered)
-    target = repair.Target(bucket.address, keys.join(path, stored.name), version.id, version.marker)
-    copy = repair.stage_good_copy(engine.limiter, bucket, rebuilder.elsewhere, target, again, elsewhere)
+    target = Target(bucket.address, keys.join(path, stored.name), version.id, version.marker)
+    copy = good_copy.stage_good_copy(engine.limiter, bucket, rebuilder.elsewhere, target, again, elsewhere)
     return versions.stage_copy(bucket, copy, again) if copy else None
 
 

@@ -13,6 +13,7 @@ from fsrepl.model.address import region_of
 from fsrepl.region.bucket_state import BucketState, Damaged, Overwritten
 from fsrepl.region.region import Region
 from fsrepl.repair import repair
+from fsrepl.repair.target import Target
 from fsrepl.storage import intents
 from fsrepl.views import hardlinks
 from fsrepl.views.hardlinks import At
@@ -40,7 +41,7 @@ def repair_damaged(region: Region) -> bool:
 
 def _repair(region: Region, damaged: Damaged) -> None:
     address, key = damaged.address, damaged.key
-    target = repair.Target(address, keys.stored_path(key), damaged.id, damaged.marker)
+    target = Target(address, keys.stored_path(key), damaged.id, damaged.marker)
 
     def finish(found: bool | Exception) -> None:
         if isinstance(found, Exception):
@@ -101,7 +102,7 @@ def _fetch(region: Region, state: BucketState, at: At, overwritten: Overwritten)
         overwritten.due_s = time.monotonic() + _CAPTURED_S
         return
     overwritten.in_background, overwritten.attempts = True, overwritten.attempts + 1
-    target = repair.Target(state.bucket.address, keys.stored_path(key), version_id, marker=False)
+    target = Target(state.bucket.address, keys.stored_path(key), version_id, marker=False)
 
     def finish(found: bool | Exception) -> None:
         overwritten.in_background = False
