@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterator, Sequence
 
 from fsrepl.model import keys
-from fsrepl.repair.verify import Difference, Hooks, Tally, Verification
+from fsrepl.repair.compare import Difference
+from fsrepl.repair.verify import Verification
+from fsrepl.repair.verify_progress import Hooks, Tally
 from fsrepl.storage.fs import ReadingFs
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site

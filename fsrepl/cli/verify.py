@@ -39,7 +39,8 @@ from fsrepl.model.address import Address
 if TYPE_CHECKING:
     from fsrepl.commands.doctor import Finding
     from fsrepl.repair.compare import Difference
-    from fsrepl.repair.verify import Tally, Verification
+    from fsrepl.repair.verify import Verification
+    from fsrepl.repair.verify_progress import Tally
     from fsrepl.storage.journal.database import Journal
 
 
@@ -87,7 +88,8 @@ def verify(
     being changed, and files over which another filesystem is mounted are counted separately.
     """
     from fsrepl.repair.verified import Verified
-    from fsrepl.repair.verify import Hooks, Verification
+    from fsrepl.repair.verify import Verification
+    from fsrepl.repair.verify_progress import Hooks
     from fsrepl.storage.fs import ReadingFs
     from fsrepl.storage.site import Site
 

@@ -13,23 +13,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from msgspec import Struct, field
 from msgspec.structs import replace
 
-from fsrepl.errors import FsreplError, Refused, StoreDamaged, Unavailable, reason
-from fsrepl.model import attributes, clock, keys
+from fsrepl.errors import FsreplError, Refused, StoreDamaged, reason
+from fsrepl.model import clock, keys
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Status, Version, Versioning
 from fsrepl.repair import compare, verify_links
 from fsrepl.repair.compare import Difference, Problem, Verdict
 from fsrepl.repair.sides import Side
-from fsrepl.repair.verified import Verified
-from fsrepl.repair.verify_host import Examiner, HostSide
+from fsrepl.repair.verify_host import HostSide
+from fsrepl.repair.verify_progress import Dates, Hooks, Tally
 from fsrepl.repair.verify_records import Records, deleted_there_alone
 from fsrepl.repair.verify_remote import RemoteSide
+from fsrepl.repair.verify_stored import Stored
 from fsrepl.repair.verify_views import Views, mount_over
 from fsrepl.s3.edit_rules import LOST_THERE
-from fsrepl.storage import intents, records, versions
+from fsrepl.storage import intents, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.documents import read_document
 from fsrepl.storage.fs import GONE
@@ -42,70 +42,8 @@ _LOOK_S = 0.2
 _AT_ONCE = 256
 """Number of suspected differences that are checked again together."""
 
-PathInBucket = tuple[str, bytes]
-"""The address of a bucket, and a path in it."""
-
-
-class Dates(Struct, frozen=True):
-    """Versions of a bucket with a modification time that its filesystem cannot hold: how many, and one of them."""
-
-    number: int
-    key: bytes
-    mtime_ns: int
-
-
-class Tally(Struct):
-    """The counts of a verification so far.
-
-    checked: versions and markers read, on either side, and bytes their size. pending: deliveries that are
-    not done, and changed views that are not captured. mounted: for each directory or file below
-    a mount, how many keys the mount hides. away: buckets that could not be compared, and why.
-    dates: by bucket, dates that its filesystem cannot hold. They are no difference: the records have them.
-    """
-
-    checked: int = 0
-    bytes: int = 0
-    known: int = 0
-    """The bytes of versions that were not read, since an earlier verification that was interrupted had."""
-    pending: int = 0
-    failed: int = 0
-    differences: int = 0
-    left: int = 0
-    """Differences that are still there."""
-    mounted: dict[PathInBucket, int] = field(default_factory=dict)
-    away: dict[str, str] = field(default_factory=dict)
-    dates: dict[str, Dates] = field(default_factory=dict)
-
-
-# -- hooks of the caller
-
-
 Look = Callable[[], Difference | None]
-
-
-def _nothing() -> None:
-    return None
-
-
-def _cannot_examine(address: str, wanted: bytes) -> bytes:
-    raise Unavailable(f"{address} is on another machine, which is not asked here")
-
-
-class Hooks(Struct):
-    """Callbacks of a verification. settled: waits until a running daemon has finished its present work.
-    capture: captures keys of a bucket whose files differ from their record. repair: repairs one difference.
-    progress: receives the tally now and then. read: called with each number of bytes read, and may wait. verified: what
-    an earlier verification has read, which need not be read again. is_daemon_running: whether a daemon repairs in the
-    background. examine: has the agent of a bucket on another machine read versions."""
-
-    settled: Callable[[], None] = _nothing
-    capture: Callable[[str, Sequence[bytes]], None] = lambda address, keys: None
-    repair: Callable[[Difference], None] | None = None
-    progress: Callable[[Tally], None] = lambda tally: None
-    read: Callable[[int], None] = lambda count: None
-    is_daemon_running: Callable[[], bool] = lambda: False
-    examine: Examiner = _cannot_examine
-    verified: Verified | None = None
+"""Compares once more what was found different."""
 
 
 class Verification:
@@ -121,6 +59,7 @@ class Verification:
         self.site, self.source, self.only, self.journal = site, source, destination, journal
         self.hooks = hooks or Hooks()
         self.tally = Tally()
+        self._versions = Stored(self.hooks, self.tally)
         self._index = Journal("")
         """Which version of each key is current, in a temporary file of SQLite's own."""
         self._sides: dict[str, Side | None] = {}
@@ -278,11 +217,11 @@ class Verification:
         """Every stored version of a bucket, checked alone and compared with the other side."""
         unreadable: list[tuple[bytes, OSError]] = []
         for path, fd, name, stored in versions.stream(side.bucket, lambda *about: unreadable.append(about)):
-            version, difference = self._examine(side, fd, path, name, stored)
+            version, difference = self._versions.examine(side, fd, path, name, stored)
             self.hooks.progress(self.tally)
             if difference is not None:
                 self.views.bad.add((side.address, difference.key, stored.id))
-                yield difference, partial(self._examine_again, side, path, name, stored)
+                yield difference, partial(self._versions.examine_again, side, path, name, stored)
             if version is None:
                 continue
             self.tally.checked += 1
@@ -306,82 +245,6 @@ class Verification:
             return Difference(side.address, path + b"/", "", Problem.UNREADABLE, reason(error))
         side.bucket.fs.close(fd)
         return None
-
-    # -- one stored version
-
-    def _examine(
-        self, side: Side, at: int, path: bytes, name: bytes, stored: keys.StoredName
-    ) -> tuple[Version | None, Difference | None]:
-        """A stored version, and its difference, if any: first of its record, then of its content."""
-        guess = keys.join(path, stored.name)
-
-        def wrong(problem: Problem, why: str, key: bytes = guess) -> Difference:
-            return Difference(side.address, key, stored.id, problem, why, stored.marker, path=guess)
-
-        try:
-            record = records.read(side.bucket, at, name, guess)
-            if record.lost or not attributes.is_whole(record.raw, guess, marker=stored.marker):
-                self.tally.checked += 1
-                return None, wrong(Problem.LOST, "its attributes are gone", record.raw.get(attributes.KEY, guess))
-            version = record.version(guess, stored)
-            if version.marker:
-                return version, None
-            if self._matches(side, at, name, version):
-                return version, None
-        except Unavailable as error:  # a tier that is away is no damage
-            self.tally.away[side.address] = str(error)
-            return version, None
-        except FileNotFoundError:
-            return None, None
-        except StoreDamaged as error:
-            self.tally.checked += 1
-            return None, wrong(Problem.DAMAGED, str(error))
-        except OSError as error:
-            self.tally.checked += 1
-            return None, wrong(Problem.UNREADABLE, reason(error))
-        return version, wrong(Problem.DIGEST, "its stored content no longer matches its BLAKE3", version.key)
-
-    def _matches(self, side: Side, at: int, name: bytes, version: Version) -> bool:
-        """Whether the content of a stored file matches its version's BLAKE3, read past the page cache."""
-        fs, verified, where = side.bucket.fs, self.hooks.verified, side.address
-        if version.place is None:
-            fd = fs.open_read(at, name)
-        else:
-            where += f" {version.place.tier}"
-            try:
-                fd = versions.open_stored(side.bucket, version)
-            except FileNotFoundError:
-                return False  # it is lost
-        try:
-            found = fs.stat_fd(fd)
-            if verified is not None and verified.has(where, found):
-                self.tally.known += found.st_size
-                return True
-            before = self.tally.bytes
-
-            def told(done: int) -> None:
-                self.hooks.read(before + done - self.tally.bytes)
-                self.tally.bytes = before + done
-                self.hooks.progress(self.tally)
-
-            matches = versions.stored_digest(side.bucket, version, fd, told) == version.digest
-        finally:
-            fs.close(fd)
-        if matches and verified is not None:
-            verified.add(where, found)
-        return matches
-
-    def _examine_again(self, side: Side, path: bytes, name: bytes, stored: keys.StoredName) -> Difference | None:
-        checked, size = self.tally.checked, self.tally.bytes
-        try:
-            fd = side.bucket.fs.open_dir(side.bucket.versions, path)
-        except OSError:
-            return None
-        try:
-            return self._examine(side, fd, path, name, stored)[1]
-        finally:
-            side.bucket.fs.close(fd)
-            self.tally.checked, self.tally.bytes = checked, size
 
     # -- one version, on both sides
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fsrepl.commands.documents import differences as documents
-from fsrepl.repair.verify import Tally, Verification
+from fsrepl.repair.verify import Verification
+from fsrepl.repair.verify_progress import Tally
 from tests.mounts import ext4, only_root
 from tests.site import Site
 from tests.world import DESTINATION, SOURCE, World

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fsrepl.model import clock, keys
 from fsrepl.model.keys import Document
 from fsrepl.repair.compare import Difference
-from fsrepl.repair.verify import Tally
+from fsrepl.repair.verify_progress import Tally
 
 
 def difference(found: Difference) -> Document:
