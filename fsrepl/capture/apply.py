@@ -436,4 +436,4 @@ def _edit(
         if labels is not None and labels != attributes.label(after):
             state.labels.add(after, time.monotonic())
     with region.engine.journal.transaction():
-        region.engine.journal.versions.see(bucket.address, key, looks)
+        region.engine.journal.views.see(bucket.address, key, looks)

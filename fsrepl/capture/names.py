@@ -35,8 +35,8 @@ def look_at_others(region: Region, bucket: OpenBucket, change: Change, taken: co
         return
     if change.flags & NAMED and not change.flags & (CLOSED | MOVED | WRITING):
         return
-    journal, seen = region.engine.journal.versions, []
-    for key, known in journal.names_of(change.address, taken.found.st_ino).items():
+    views, seen = region.engine.journal.views, []
+    for key, known in views.names_of(change.address, taken.found.st_ino).items():
         view = known.view
         if key == change.key or view is None or view.is_like(taken.found):
             continue
@@ -46,7 +46,7 @@ def look_at_others(region: Region, bucket: OpenBucket, change: Change, taken: co
             continue
         region.changes.add(change.address, [key], change.epoch, NAMED | (CHANGED if only_edited else ARRIVED))
     if seen:
-        journal.see_all(change.address, seen)
+        views.see_all(change.address, seen)
 
 
 def _is_recorded(region: Region, bucket: OpenBucket, key: bytes, version_id: str, taken: copy.Taken) -> bool:
@@ -66,7 +66,7 @@ def _is_recorded(region: Region, bucket: OpenBucket, key: bytes, version_id: str
 def linked_to(region: Region, bucket: OpenBucket, key: bytes, taken: copy.Taken) -> tuple[bytes, str] | None:
     """Another key whose file this one is, and its version, the oldest where there are several; None without one."""
     found = taken.found
-    rows = region.engine.journal.versions.names_of(bucket.address, found.st_ino)
+    rows = region.engine.journal.views.names_of(bucket.address, found.st_ino)
     named = [
         (*known.order, other)
         for other, known in rows.items()
@@ -91,7 +91,7 @@ def is_linked_anew(region: Region, bucket: OpenBucket, key: bytes, known: Object
         return link_groups.origin(bucket, (key, known.id)) != link_groups.origin(bucket, other)
     if view is None:
         return False
-    rows = region.engine.journal.versions.names_of(bucket.address, view.ino)
+    rows = region.engine.journal.views.names_of(bucket.address, view.ino)
     named = [(other, row.id) for other, row in rows.items() if other != key and not row.marker]
     # the file itself may be another key's now, since it was moved there: that never was one with this key's
     return bool(named) and link_groups.origin(bucket, (key, known.id)) in {
@@ -112,7 +112,7 @@ def describe(bucket: OpenBucket, journal: Journal, version: Version) -> str:
         if error.errno in LASTING:
             return ""
         raise
-    here = [key for key in journal.versions.names_of(bucket.address, found.st_ino) if key != version.key]
+    here = [key for key in journal.views.names_of(bucket.address, found.st_ino) if key != version.key]
     here = [key for key in here if _is_file(bucket, key, found)]
     if number <= 0:
         return ""

@@ -107,7 +107,7 @@ def bucket_adopt(
 def _recorded(bucket: Address) -> int:
     """How many versions of a bucket are recorded by now."""
     with journal_on_disk() as journal:
-        return journal.versions.count_versions(str(bucket))
+        return journal.totals.versions(str(bucket))
 
 
 def _is_lost(bucket: Address, room: dict[str, Any]) -> str:

@@ -123,7 +123,7 @@ def _most(address: Address, since: str) -> int:
     try:
         with journal_on_disk() as journal:
             since_ns = clock.within(clock.parse(since))
-            return journal.versions.count_deleted_since(address.bucket, since_ns, address.key)
+            return journal.totals.deleted_since(address.bucket, since_ns, address.key)
     except sqlite3.Error:
         return 0
 

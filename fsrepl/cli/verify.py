@@ -296,7 +296,7 @@ def _progress(found: Verification, journal: Journal | None) -> Iterator[Callable
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     buckets = [found.source, *found.destinations]
-    total = sum(journal.versions.object_counts(bucket)[2] for bucket in buckets) if journal is not None else None
+    total = sum(journal.totals.objects(bucket)[2] for bucket in buckets) if journal is not None else None
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

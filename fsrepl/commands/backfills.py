@@ -43,7 +43,7 @@ def accept(engine: Engine, request: Backfill) -> dict[str, object]:
     with state.bucket.open() as bucket:
         _check_rules(bucket, request.rules)
         job_id, created_ns = state.bucket.ids.next(engine.site.now())
-        versions = engine.journal.versions.count_versions(address)
+        versions = engine.journal.totals.versions(address)
         job = Job(
             job_id, address, created_ns, tuple(dict.fromkeys(request.statuses)), tuple(dict.fromkeys(request.rules)),
             versions=versions,

@@ -240,8 +240,8 @@ def remove_bucket(engine: Engine, request: RemoveBucket) -> dict[str, object]:
                 engine.region_of(address).put_down(address)
                 site.fs.rename(opened.meta, b"bucket.json", opened.meta, REMOVED_IDENTITY)
                 site.fs.sync_file(opened.meta)
-        known = engine.journal.versions
-        with engine.tasks.begin(str(request), known.count_versions(address) + known.count_current(address)) as task:
+        known = engine.journal.totals
+        with engine.tasks.begin(str(request), known.versions(address) + known.current(address)) as task:
             _empty_tiers(bucket)
             _remove_tree(bucket, task.add)
     except BucketMissing:
@@ -257,7 +257,7 @@ def remove_bucket(engine: Engine, request: RemoveBucket) -> dict[str, object]:
 
 def _require_tiers(engine: Engine, bucket: OpenBucket) -> None:
     """Raises Unavailable where a tier is away that has content of a bucket: it would stay there for ever."""
-    held = {read_tier(traits) for traits, _, _, _ in engine.journal.versions.classed_sizes(bucket.address)}
+    held = {read_tier(traits) for traits, _, _, _ in engine.journal.totals.classed(bucket.address)}
     for name in sorted(held - {""}):
         bucket.tier(name)
 

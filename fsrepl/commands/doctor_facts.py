@@ -295,17 +295,19 @@ def bucket(site: Site, address: str, journal: Journal | None, now_s: float) -> B
     if journal is not None:
         with contextlib.suppress(sqlite3.Error):
             found["ahead_s"] = max(0.0, (journal.versions.newest(address)[1] - site.now()) / 1e9)
-            found["current_bytes"], found["noncurrent_bytes"] = journal.versions.held_bytes(address)
+            found["current_bytes"], found["noncurrent_bytes"] = journal.totals.held_bytes(address)
             if this.root.settings.classes:
                 found["noncurrent_bytes"] = _outside_tiers(journal, address)
-            found["unshown"] = journal.versions.count_unshown(address)
+            found["unshown"] = journal.totals.unshown(address)
     return found
 
 
 def _outside_tiers(journal: Journal, address: str) -> int:
     """The bytes of noncurrent versions whose content is not in a tier."""
     return sum(
-        size for traits, is_current, _, size in journal.versions.sizes(address) if not (is_current or read_tier(traits))
+        size
+        for traits, is_current, _, size in journal.totals.by_traits(address)
+        if not (is_current or read_tier(traits))
     )
 
 

@@ -38,7 +38,7 @@ class FileNames:
         files = [version for version in coming if version.kind is not Kind.DIRECTORY] if bucket.bucket.trees else []
         times = {version.posix.mtime_ns for version in files if version.posix is not None}
         digests = {version.digest for version in files}
-        alike_there = journal.versions.shown_with(bucket.address, digests) if digests else ()
+        alike_there = journal.views.shown_with(bucket.address, digests) if digests else ()
         for digest, mtime_ns, key, version_id in alike_there:
             alike = self._alike.setdefault(digest, [])
             if mtime_ns in times or len(alike) < self.CANDIDATES_MAX:

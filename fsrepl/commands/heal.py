@@ -218,7 +218,7 @@ def _write_what_else_is_known(engine: Engine, bucket: Bucket, meta: int) -> None
     fs, address = engine.fs, bucket.address
     if _is_there(fs, meta, remembered.VERSIONING):
         return
-    if engine.journal.versions.count_versions(address) or _is_known_elsewhere(engine.site, bucket):
+    if engine.journal.totals.versions(address) or _is_known_elsewhere(engine.site, bucket):
         write_document(fs, meta, remembered.VERSIONING, replication.versioning_document(Versioning.ENABLED))
         text = engine.journal.fact(f"replication {address}")
         if text and not _is_there(fs, meta, remembered.REPLICATION):
@@ -301,7 +301,7 @@ def _put_back(engine: Engine, bucket: OpenBucket) -> int:
     Crash recovery shows these files when the bucket is online again. Without a journal that says what would be
     deleted, nothing is deleted.
     """
-    may_delete = bucket.bucket.replication is not None and engine.journal.versions.count_versions(bucket.address) > 0
+    may_delete = bucket.bucket.replication is not None and engine.journal.totals.versions(bucket.address) > 0
     if may_delete and any(_has_file(bucket.fs, bucket.fd, key) for key in _objects(bucket)):
         return 0
     number = 0

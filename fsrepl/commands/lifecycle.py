@@ -79,7 +79,7 @@ def run_lifecycle(engine: Engine, request: RunLifecycle) -> Document:
     address = engine.site.bucket(str(request.bucket)).address
     region, going = engine.region_of(address), LifecycleRun(engine.site.now())
     _required(region.ask(lambda: region.flush(address).bucket.lifecycle), address)
-    with engine.tasks.begin(str(request), engine.journal.versions.count_keys(address)) as task:
+    with engine.tasks.begin(str(request), engine.journal.totals.keys(address)) as task:
         while region.ask(functools.partial(_go_on, region, address, going)):
             if going.refused >= _REFUSALS_MAX:
                 raise Unavailable(_gives_up(address, going))

@@ -248,7 +248,7 @@ def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None
     if was is not None and _is_shared(bucket, version, was):
         was = replace(was, ctime_ns=0)
         with engine.journal.transaction():
-            engine.journal.versions.see(address, key, was)
+            engine.journal.views.see(address, key, was)
     state = region.states[address]
     with intend(engine.syncer, bucket, [Intent(key, left[0][0] if left else "", was)]) as intended:
         try:

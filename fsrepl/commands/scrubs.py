@@ -23,7 +23,7 @@ def run_scrub(engine: Engine, request: RunScrub) -> Document:
     """Have all stored versions read now, at the limit; a running daemon does it, or the next one that starts."""
     now_ns, journal = engine.site.now(), engine.journal
     return _change(
-        engine, request.bucket, lambda address, found: found.asked(now_ns, journal.versions.object_counts(address)[2])
+        engine, request.bucket, lambda address, found: found.asked(now_ns, journal.totals.objects(address)[2])
     )
 
 

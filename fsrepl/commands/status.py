@@ -66,7 +66,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         linked = _linked(opened, journal_)
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     skipped = alive.get("skipped")
-    objects, versions, size = journal_.versions.object_counts(address)
+    objects, versions, size = journal_.totals.objects(address)
     counts = journal_.deliveries.counts(address)
     trouble = bucket.trouble or alive.get("trouble", "")
     pending = _sum(counts, "PENDING")
@@ -78,7 +78,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         "objects": objects,
         "versions": versions,
         "bytes": size,
-        "noncurrent_bytes": size - journal_.versions.current_bytes(address) if versions > objects else 0,
+        "noncurrent_bytes": size - journal_.totals.current_bytes(address) if versions > objects else 0,
         "pending": pending.number,
         "pending_bytes": pending.bytes,
         "failed": _sum(counts, "FAILED").number,
@@ -169,7 +169,7 @@ def _of_service(journal_: Journal, address: str, said: Document) -> Document:
 
 def _conflicts(bucket: OpenBucket, journal_: Journal) -> list[Document]:
     """The keys whose views are obstructed, and by what; no more than a person would read."""
-    unshown = journal_.versions.unshown(bucket.address, _UNSHOWN_MAX)
+    unshown = journal_.views.unshown(bucket.address, _UNSHOWN_MAX)
     found = ((key, obstacles.describe(bucket, key)) for key in unshown)
     return [keys.key_document(key) | {"Reason": "ViewConflict", "Why": why} for key, why in found if why]
 
@@ -180,10 +180,10 @@ def _linked(bucket: OpenBucket, journal_: Journal) -> int:
     While a directory is renamed the journal has files under their old names and their new ones. So some of the files
     are looked at, and where these have one name only, just those that have more are counted.
     """
-    number = journal_.versions.count_linked(bucket.address)
+    number = journal_.totals.linked(bucket.address)
     if not number:
         return 0
-    looked = [_there(bucket, group) for group in journal_.versions.linked(bucket.address, limit=_LINKED_MAX)]
+    looked = [_there(bucket, group) for group in journal_.views.linked(bucket.address, limit=_LINKED_MAX)]
     return number if all(looked) else sum(looked)
 
 

@@ -68,10 +68,10 @@ def _add(classes: dict[str, Usage], journal: Journal, bucket: OpenBucket) -> Non
         for version in unversioned.below(bucket, b""):
             classes[_STANDARD].add(version.size, 1, is_current=True)
         return
-    for traits, is_current, number, size in journal.versions.sizes(bucket.address):
+    for traits, is_current, number, size in journal.totals.by_traits(bucket.address):
         storage_class, _ = read_traits(traits)
         classes[storage_class or _STANDARD].add(size, number, is_current=bool(is_current))
-    for directory, name, version_id, is_current, size in journal.versions.sizes_unknown(bucket.address):
+    for directory, name, version_id, is_current, size in journal.totals.unread(bucket.address):
         classes[_class_of(bucket, keys.join(directory, name), version_id)].add(size, 1, is_current=bool(is_current))
 
 

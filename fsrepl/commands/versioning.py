@@ -241,5 +241,5 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted:
     with engine.journal.transaction():
         for staged, seen in batch:
             engine.journal.versions.add(bucket.address, staged.version)
-            engine.journal.versions.see(bucket.address, staged.version.key, view_of(seen.found, NULL, racy=seen.racy))
+            engine.journal.views.see(bucket.address, staged.version.key, view_of(seen.found, NULL, racy=seen.racy))
     return {staged.version.key for staged, _ in batch}

@@ -259,7 +259,7 @@ def _with_names(engine: Engine, scope: Scope, until_s: float | None) -> Scope:
             version = Version(scope.key, known.view.shown or known.id, known.created_ns)
             if found.st_nlink == 1 + versions.is_file_of(bucket, version, found):
                 return scope
-        return replace(scope, linked=True, names=frozenset(engine.journal.versions.names_of(address, found.st_ino)))
+        return replace(scope, linked=True, names=frozenset(engine.journal.views.names_of(address, found.st_ino)))
 
     with contextlib.suppress(FsreplError, TimeoutError, OSError, sqlite3.Error):
         return engine.region_of(address).ask(look, _left(until_s, _PROBE_MAX_S))

@@ -240,7 +240,7 @@ def _expect_other_ctimes(region: Region, bucket: OpenBucket, moved: Sequence[Ver
             if known.view.is_like(found) and versions.is_file_of(bucket, version, found):
                 seen.append((version.key, replace(known.view, ctime_ns=0)))
     with journal.transaction():
-        journal.versions.see_all(bucket.address, seen)
+        journal.views.see_all(bucket.address, seen)
 
 
 def _unchanged(bucket: OpenBucket, version: Version) -> Version | None:

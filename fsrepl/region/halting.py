@@ -81,7 +81,7 @@ def _decide(region: Region, state: BucketState, now_s: float) -> Decision:
         return Decision.RELEASE
     journal = region.engine.journal
     if not deleted.keys_before:
-        deleted.count_keys(journal.versions.count_current(address))
+        deleted.count_keys(journal.totals.current(address))
     is_patient = now_s - state.withheld.since_s < brake.BURST_MAX_S
     is_burst = deleted.number > brake.BURST_KEYS and now_s - state.deleted_s < brake.BURST_QUIET_S
     facts = brake.Facts(

@@ -374,7 +374,7 @@ class Rebuilder:
         racy = not self.rebuilt or bucket.coarse_ns > 0
         view = bucket.view(bucket.fs.stat_fd(fd), known.id, racy=racy)
         if view.has_content_of(shown.found):
-            self.journal.versions.see(bucket.address, key, view)
+            self.journal.views.see(bucket.address, key, view)
 
     def close(self) -> None:
         if self._elsewhere is not None:

@@ -80,8 +80,8 @@ def finish(
             still_stale.add(intent.key)
             if not mark_stale(intent, outcome):
                 kept.add(intent.key)
-    behind = journal.versions.behind(bucket.address)
-    journal.versions.see_all(bucket.address, [(key, None) for key in behind if key not in still_stale])
+    behind = journal.views.behind(bucket.address)
+    journal.views.see_all(bucket.address, [(key, None) for key in behind if key not in still_stale])
     bucket.sync()
     if files:
         bucket.fs.sync_all(bucket.fd)
@@ -142,7 +142,7 @@ def _finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) ->
     except OSError as error:
         if intent.act is intents.Act.EDIT:
             raise
-        journal.versions.see(bucket.address, intent.key, intent.was)  # as far as is known the view is stale
+        journal.views.see(bucket.address, intent.key, intent.was)  # as far as is known the view is stale
         return show.NotShown(reason(error))
     except (FsreplError, sqlite3.Error):
         raise
@@ -174,7 +174,7 @@ def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -
         return show.UserChanged()
     if is_shown and found.status is not None:
         view = view_of(found.status, current.id, racy=True)  # an edit since then must still be noticed
-        journal.versions.see(bucket.address, intent.key, view)
+        journal.views.see(bucket.address, intent.key, view)
         return show.Shown(view)
     links = link_groups.LinkGroups(journal, bucket)
     try:
@@ -183,11 +183,11 @@ def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -
         return show.NotShown(str(error))
     outcome = _show(bucket, current, expected, staged)
     if isinstance(outcome, show.Shown):
-        journal.versions.see(bucket.address, intent.key, outcome.view)
+        journal.views.see(bucket.address, intent.key, outcome.view)
         links.showed(current, expected, outcome.view)
         links.refresh()
     elif isinstance(outcome, show.NotShown) and expected is not None:
-        journal.versions.see(
+        journal.views.see(
             bucket.address, intent.key, expected
         )  # a new journal does not know that the view is merely stale
     return outcome
@@ -207,9 +207,9 @@ def _finish_directory(
             return show.UserChanged()
     outcome = show.show_directory(bucket, current, was, surely=True)
     if isinstance(outcome, show.Shown):
-        journal.versions.see(bucket.address, intent.key, outcome.view)
+        journal.views.see(bucket.address, intent.key, outcome.view)
     elif isinstance(outcome, show.NotShown) and was is not None:
-        journal.versions.see(bucket.address, intent.key, was)  # a new journal does not know what is to be removed
+        journal.views.see(bucket.address, intent.key, was)  # a new journal does not know what is to be removed
     return outcome
 
 

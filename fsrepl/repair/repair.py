@@ -132,7 +132,7 @@ def _index(region: Region, bucket: OpenBucket, version: Version) -> None:
         known = journal.versions.object(bucket.address, version.key)
         journal.versions.add(bucket.address, version)
         if known is not None and known.view is not None:
-            journal.versions.see(bucket.address, version.key, known.view)
+            journal.views.see(bucket.address, version.key, known.view)
     engine.recent.forget(bucket.address, version.key, version.id)
 
 
@@ -289,7 +289,7 @@ def _view_content(region: Region, state: BucketState, bucket: OpenBucket, versio
         # the file it shares with the store is about to lose that name: its ctime will change, which is no edit
         view = replace(view_of(found, version.id), ctime_ns=0)
         with journal.transaction():
-            journal.versions.see(bucket.address, version.key, view)
+            journal.views.see(bucket.address, version.key, view)
     return _ViewContent(view, rotten)
 
 
@@ -337,7 +337,7 @@ def _show_again(region: Region, bucket: OpenBucket, version: Version, view: View
             shown = bucket.view(found, version.id, racy=view.racy) if view.is_like(found) else None
     if shown is not None:
         with journal.transaction():
-            journal.versions.see(bucket.address, version.key, shown)
+            journal.views.see(bucket.address, version.key, shown)
 
 
 def _as_sent(

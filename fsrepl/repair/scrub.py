@@ -69,10 +69,10 @@ def _step(region: Region, state: BucketState) -> bool:
     every_s, now_ns = region.engine.settings.scrub.every_s, region.engine.site.now()
     found = load(journal, address)
     if found.is_due(every_s, now_ns):
-        found = found.begun(now_ns, journal.versions.object_counts(address)[2])
+        found = found.begun(now_ns, journal.totals.objects(address)[2])
         save(journal, address, found)
     elif found.current is not None and time.monotonic() >= state.scrub_count_s:
-        size = journal.versions.object_counts(address)[2]
+        size = journal.totals.objects(address)[2]
         if size != found.current.size:
             found = replace(found, current=replace(found.current, size=size))
             save(journal, address, found)

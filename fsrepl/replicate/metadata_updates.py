@@ -109,7 +109,7 @@ def _carry_out(region: Region, bucket: OpenBucket, updates: Sequence[MetadataUpd
         region.try_later([each.delivery for each in done], error)
         return []
     with journal.transaction():
-        journal.versions.see_all(bucket.address, seen)
+        journal.views.see_all(bucket.address, seen)
     for each in done:
         if each.now.deliveries != each.there.deliveries:
             edits.enqueue_edit(region, bucket, each.now)

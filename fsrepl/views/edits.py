@@ -86,7 +86,7 @@ def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], V
         del state.unapplied[was.key]
         if looks is not None:
             with engine.journal.transaction():
-                engine.journal.versions.see(bucket.address, was.key, looks)
+                engine.journal.views.see(bucket.address, was.key, looks)
 
 
 def finish_unapplied(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:

@@ -359,5 +359,5 @@ def break_links(engine: Runtime, bucket: OpenBucket) -> None:
                     if isinstance(outcome, show.Shown):
                         records.amend(bucket, replace(version, shortfall=shortfall))
                         with engine.journal.transaction():
-                            engine.journal.versions.see(bucket.address, key, outcome.view)
+                            engine.journal.views.see(bucket.address, key, outcome.view)
     bucket.sync()

@@ -62,4 +62,4 @@ def _label_views(region: Region, state: BucketState, due: Sequence[tuple[Version
             if view is not None:
                 seen.append((version.key, view))
     with engine.journal.transaction():
-        engine.journal.versions.see_all(address, seen)
+        engine.journal.views.see_all(address, seen)

@@ -38,7 +38,7 @@ class LinkGroups:
     """The views of one bucket during one batch, and which of them are to be one file."""
 
     def __init__(self, journal: Journal, bucket: OpenBucket) -> None:
-        self._journal, self._bucket = journal.versions, bucket
+        self._journal, self._bucket = journal, bucket
         self._shown: dict[bytes, View] = {}
         """Views that were changed in this batch, which the journal does not know yet."""
         self._ctimes: dict[int, int] = {}
@@ -80,19 +80,19 @@ class LinkGroups:
         gone, the other names of its source's file."""
         if link[0] != version.key:
             yield link
-        source = self._journal.object(version.source, version.key) if version.source else None
+        source = self._journal.versions.object(version.source, version.key) if version.source else None
         if source is None or source.view is None:
             return
         first = origin(self._bucket, link)
-        others = self._journal.names_of(version.source, source.view.ino).keys() - {version.key, link[0]}
-        for key, known in self._journal.look_up(self._bucket.address, others).items():
+        others = self._journal.views.names_of(version.source, source.view.ino).keys() - {version.key, link[0]}
+        for key, known in self._journal.versions.look_up(self._bucket.address, others).items():
             if not known.marker and origin(self._bucket, (key, known.id)) == first:
                 yield key, known.id
 
     def _stage(self, version: Version, key: bytes, version_id: str) -> bytes:
         bucket, view = self._bucket, self._shown.get(key)
         if view is None:
-            known = self._journal.object(bucket.address, key)
+            known = self._journal.versions.object(bucket.address, key)
             view = known.view if known is not None and not known.marker else None
         if view is None or view.shown != version_id:
             return b""
@@ -140,7 +140,7 @@ class LinkGroups:
             return None
         if shortfall != version.shortfall:
             records.amend(bucket, replace(version, shortfall=shortfall))
-        self._journal.see(bucket.address, version.key, outcome.view)
+        self._journal.views.see(bucket.address, version.key, outcome.view)
         if version.key in self._shown:
             self._shown[version.key] = outcome.view
         return outcome.view
@@ -193,10 +193,10 @@ class LinkGroups:
     def refresh(self) -> None:
         """Bring the journal up to date about the other names of files that have a name more or less."""
         for ino, ctime_ns in self._ctimes.items():
-            self._journal.see_all(self._bucket.address, list(self._others(ino, ctime_ns)))
+            self._journal.views.see_all(self._bucket.address, list(self._others(ino, ctime_ns)))
 
     def _others(self, ino: int, ctime_ns: int) -> Iterator[tuple[bytes, View]]:
-        for key, known in self._journal.names_of(self._bucket.address, ino).items():
+        for key, known in self._journal.views.names_of(self._bucket.address, ino).items():
             view = self._shown.get(key) or known.view
             if view is None or (view.ctime_ns != ctime_ns and key not in self._shown):
                 continue
@@ -234,7 +234,7 @@ def origin(bucket: OpenBucket, at: tuple[bytes, str]) -> tuple[bytes, str]:
 def others_after(journal: Journal, bucket: OpenBucket, was: View, now: View) -> list[tuple[bytes, View]]:
     """The other keys whose views are the same file, after its metadata was changed through one of them; their views."""
     found = []
-    for key, known in journal.versions.names_of(bucket.address, was.ino).items() if bucket.bucket.trees else ():
+    for key, known in journal.views.names_of(bucket.address, was.ino).items() if bucket.bucket.trees else ():
         if known.view is not None and known.view.ctime_ns == was.ctime_ns and known.view.shown != now.shown:
             found.append((key, replace(now, shown=known.view.shown, racy=known.view.racy)))
     return found

@@ -36,7 +36,7 @@ class Narrower:
     """Narrows directories of one bucket during one batch. orders: by source, where that is no bucket here."""
 
     def __init__(self, engine: Runtime, bucket: OpenBucket, orders: Mapping[str, OrderAt] | None = None) -> None:
-        self._engine, self._journal, self._bucket = engine, engine.journal.versions, bucket
+        self._engine, self._journal, self._bucket = engine, engine.journal, bucket
         self._orders = orders or {}
         self._shown: dict[bytes, Version] = {}
 
@@ -62,7 +62,7 @@ class Narrower:
         """The version that a directory shows; None where it is newer than the one at a source."""
         if (version := self._shown.get(key)) is not None:
             return version
-        known = self._journal.object(self._bucket.address, key)
+        known = self._journal.versions.object(self._bucket.address, key)
         if known is None or known.marker or known.view is None or not known.view.shown:
             return None
         order = self._orders.get(source, order_in(self._engine, source))(key)
@@ -72,4 +72,4 @@ class Narrower:
 
     def _see(self, key: bytes, version: Version) -> None:
         view: View = self._bucket.view(self._bucket.view_status(key), version.id)
-        self._journal.see(self._bucket.address, key, view)
+        self._journal.views.see(self._bucket.address, key, view)

@@ -30,7 +30,7 @@ def has_its_content(journal: Journal, bucket: OpenBucket, key: bytes, view: View
             return False
         looks = bucket.view(found.found, view.shown)
     with journal.transaction():
-        journal.versions.see(bucket.address, key, looks)
+        journal.views.see(bucket.address, key, looks)
     return True
 
 
@@ -54,5 +54,5 @@ def before_replacing(journal: Journal, bucket: OpenBucket, key: bytes, known: Ob
     if stored is not None and view.is_like(found) and versions.is_file_of(bucket, stored, found):
         view = replace(view, ctime_ns=0)
         with journal.transaction():
-            journal.versions.see(bucket.address, key, view)
+            journal.views.see(bucket.address, key, view)
     return view

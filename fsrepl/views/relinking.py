@@ -49,9 +49,9 @@ Row = tuple[bytes, Object]
 
 def _apart(region: Region, state: BucketState, source: str) -> Iterator[tuple[Row, Sequence[Row]]]:
     """Keys that are one file at a source and several here: the oldest, and those that are another file."""
-    journal, address = region.engine.journal.versions, state.bucket.address
-    for names in journal.linked(source):
-        there, here = journal.look_up(source, names), journal.look_up(address, names)
+    journal, address = region.engine.journal, state.bucket.address
+    for names in journal.views.linked(source):
+        there, here = (journal.versions.look_up(each, names) for each in (source, address))
         yield from _split(state, there, here)
 
 
@@ -74,11 +74,11 @@ def _split(
 
 def relink(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> None:
     """Make the view of a replica the file that its other names are, as at its source, where it is not."""
-    journal = region.engine.journal.versions
-    source = journal.object(version.source, version.key) if version.source else None
+    journal = region.engine.journal
+    source = journal.versions.object(version.source, version.key) if version.source else None
     if bucket.bucket.trees and source is not None and source.view is not None:
-        there = journal.names_of(version.source, source.view.ino)
-        for first, others in _split(state, there, journal.look_up(bucket.address, there)):
+        there = journal.views.names_of(version.source, source.view.ino)
+        for first, others in _split(state, there, journal.versions.look_up(bucket.address, there)):
             mine = [row for row in others if version.key in (row[0], first[0])]
             join(region, state, bucket, first, mine)
 
@@ -96,7 +96,7 @@ def join(region: Region, state: BucketState, bucket: OpenBucket, first: Row, oth
                 outcome = show.show(bucket, version, links.expected(known.view), staged)
                 if isinstance(outcome, show.Shown):
                     links.showed(version, known.view, outcome.view)
-                    region.engine.journal.versions.see(bucket.address, key, outcome.view)
+                    region.engine.journal.views.see(bucket.address, key, outcome.view)
             links.refresh()
     except (OSError, FsreplError) as error:
         log.warning('not linked bucket=%s key="%s": %s', bucket.address, keys.shown(first[0]), reason(error))

@@ -64,14 +64,14 @@ def rest_due(region: Region) -> bool:
 
 def _set_times(region: Region, bucket: OpenBucket, due: Mapping[bytes, Resting]) -> None:
     """Set the times of directories, and record how these look then: their ctimes have changed."""
-    journal = region.engine.journal.versions
+    journal = region.engine.journal
     seen: list[tuple[bytes, View | None]] = []
     with contextlib.ExitStack() as closing:
         sources: dict[str, OpenBucket] = {}
         for address in region.engine.site.sources_of(bucket.address):
             with contextlib.suppress(FsreplError):  # while it is away nothing is known of it
                 sources[address] = closing.enter_context(region.engine.site.buckets[address].open())
-        known = journal.look_up(bucket.address, [path + b"/" for path in due] if sources else [])
+        known = journal.versions.look_up(bucket.address, [path + b"/" for path in due] if sources else [])
         for path, resting in due.items():
             key = path + b"/"
             row = known.get(key)
@@ -85,7 +85,7 @@ def _set_times(region: Region, bucket: OpenBucket, due: Mapping[bytes, Resting])
                 source = sources.get(origin)
                 if source is not None and (view := _set_time(bucket, source, key, row.view, version)) is not None:
                     seen.append((key, view))
-    journal.see_all(bucket.address, seen)
+    journal.views.see_all(bucket.address, seen)
 
 
 def _set_time(

@@ -144,7 +144,7 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
             elif left:
                 shared_record.repair_left(region.engine, state, bucket, key, left, record)
             with journal.transaction():
-                journal.versions.see(address, key, view)
+                journal.views.see(address, key, view)
                 links.showed(current, known.view, view)
                 links.refresh()
             state.may_lack_links |= links.lacks_links

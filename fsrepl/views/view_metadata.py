@@ -112,7 +112,7 @@ def finish_edit(bucket: OpenBucket, journal: Journal, version: Version, was: Vie
     looks = show(bucket, view_of(found, version.id), version)
     if looks is not None:
         # racy: its content may have been written since then
-        journal.versions.see(bucket.address, version.key, replace(looks, racy=True))
+        journal.views.see(bucket.address, version.key, replace(looks, racy=True))
 
 
 def _remove_others(bucket: OpenBucket, fd: int, wanted: Collection[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from fsrepl.commands import undelete as commands
 from fsrepl.commands.file_names import FileNames
-from fsrepl.storage.journal.versions import Versions
+from fsrepl.storage.journal.views import Views
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, worlds
@@ -237,7 +237,7 @@ def test_names_come_back_however_views_share_with_the_store(tmp_path: Path, shar
 
 def test_outside_tree_buckets_nothing_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no key is searched for."""
-    monkeypatch.delattr(Versions, "shown_with")
+    monkeypatch.delattr(Views, "shown_with")
     with World(tmp_path) as world:
         make(world, "a", "b")
         delete(world, "a")

@@ -91,14 +91,14 @@ def test_an_expensive_look_is_good_for_longer(monkeypatch: pytest.MonkeyPatch) -
 def test_nothing_is_joined_where_nothing_is_noncurrent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sizes that the doctor needs; a join of all keys is made only where it tells something."""
     with World(tmp_path) as world:
-        versions = world.engine.journal.versions
+        totals = world.engine.journal.totals
         world.write("a", b"12345")
         world.write("b", b"123")
         world.settle()
         with monkeypatch.context() as patch:
-            patch.setattr(versions, "current_bytes", lambda *_: pytest.fail("joined"))
-            assert versions.held_bytes(SOURCE) == (8, 0)
+            patch.setattr(totals, "current_bytes", lambda *_: pytest.fail("joined"))
+            assert totals.held_bytes(SOURCE) == (8, 0)
         world.write("a", b"1")
         world.unlink("b")
         world.settle()
-        assert versions.held_bytes(SOURCE) == (1, 8)
+        assert totals.held_bytes(SOURCE) == (1, 8)

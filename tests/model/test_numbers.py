@@ -101,7 +101,7 @@ def test_every_number_comes_back_from_the_journal(tmp_path: Path) -> None:
         known = journal.versions.object(SOURCE, version.key)
         assert known is not None
         assert known.view == view
-    assert journal.versions.object_counts(SOURCE)[:2] == (
+    assert journal.totals.objects(SOURCE)[:2] == (
         len(rows),
         len(rows),
     )  # the sum of the sizes has more than 64 bits

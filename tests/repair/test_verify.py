@@ -47,7 +47,7 @@ def rot_view(world: World, key: str, bucket: str) -> None:
     assert known is not None
     assert known.view is not None
     with journal.transaction():
-        journal.versions.see(bucket, key.encode(), replace(known.view, ctime_ns=path.stat().st_ctime_ns))
+        journal.views.see(bucket, key.encode(), replace(known.view, ctime_ns=path.stat().st_ctime_ns))
 
 
 def fill(world: World) -> None:

@@ -85,7 +85,7 @@ def forget_ctime(world: World) -> None:
     assert known is not None
     assert known.view is not None
     with journal.transaction():
-        journal.versions.see(DESTINATION, b"k", replace(known.view, ctime_ns=0))
+        journal.views.see(DESTINATION, b"k", replace(known.view, ctime_ns=0))
 
 
 def engine_of(world: World) -> Engine:

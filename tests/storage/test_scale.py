@@ -50,9 +50,9 @@ QUESTIONS: dict[str, Callable[[Journal], object]] = {
     "the deliveries that are pending": lambda j: j.deliveries.pending_after(SOURCE, DESTINATION, None, 9),
     "the destinations of what is pending": lambda j: j.deliveries.pending_destinations(SOURCE),
     "the deliveries that failed": lambda j: list(j.deliveries.select(SOURCE, status=Status.FAILED)),
-    "views that are behind": lambda j: j.versions.unshown(SOURCE, 100),
+    "views that are behind": lambda j: j.views.unshown(SOURCE, 100),
     "the large versions of one size": lambda j: j.versions.of_size(SOURCE, 8 << 20, 16),
-    "the names of a file": lambda j: j.versions.names_of(SOURCE, 77),
+    "the names of a file": lambda j: j.views.names_of(SOURCE, 77),
     "one key": lambda j: j.versions.look_up(SOURCE, [b"d7/f7"]),
 }
 

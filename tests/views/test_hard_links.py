@@ -140,8 +140,7 @@ def test_a_rename_under_way_is_no_hard_link(tmp_path: Path) -> None:
         region = world.engine.regions["east"]
         region.changes.add(SOURCE, [b"e/one", b"e/two"], 0, ARRIVED)
         region.turn()
-        journal = world.engine.journal.versions
-        assert journal.count_linked(SOURCE) == 4
+        assert world.engine.journal.totals.linked(SOURCE) == 4
         assert "linked" not in status.status(world.engine.site, {})["buckets"][0]
         os.link(world.path("e/one"), world.path("three"))
         region.changes.add(SOURCE, [b"three"], 0, ARRIVED)
@@ -160,7 +159,7 @@ def test_a_journal_of_an_earlier_build_finds_them_too(tmp_path: Path) -> None:
             "EXPLAIN QUERY PLAN SELECT name FROM object WHERE bucket = 1 AND ino = 5"
         ).fetchall()
         assert "INDEX inode" in str(plan)
-        assert set(world.engine.journal.versions.names_of(SOURCE, world.path("a").stat().st_ino)) == {
+        assert set(world.engine.journal.views.names_of(SOURCE, world.path("a").stat().st_ino)) == {
             b"a",
             b"b",
             b"d/c",

@@ -406,7 +406,7 @@ def test_verify_links_names_of_a_symlink_that_are_several(tmp_path: Path) -> Non
         names[0].symlink_to("target")
         os.utime(names[0], ns=(0, names[1].lstat().st_mtime_ns), follow_symlinks=False)
         names[0].rename(names[1])
-        world.engine.journal.versions.see(
+        world.engine.journal.views.see(
             DESTINATION, b"b", view_of(names[1].lstat(), world.current("b", DESTINATION).id, racy=True)
         )
         assert [(key, problem) for _, key, problem, _ in verify(world)] == [("b", "ViewDiffers")]

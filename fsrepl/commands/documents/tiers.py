@@ -32,7 +32,7 @@ def held(site: Site, journal: Journal, addresses: Iterable[str] | None = None) -
         bucket = site.buckets[address]
         if not bucket.root.settings.classes:
             continue
-        for traits, is_small, number, size in journal.versions.classed_sizes(address, PLACED_MIN_BYTES):
+        for traits, is_small, number, size in journal.totals.classed(address, PLACED_MIN_BYTES):
             if tier := read_tier(traits):
                 each = found[tier_address(bucket.region, tier)]
                 each.versions, each.bytes = each.versions + number, each.bytes + size

@@ -75,7 +75,7 @@ def _of_another_kind(name: str, kind: str, *, may_be_bytes: bool) -> str:
     """The condition that a column's value is not of its declared type.
 
     SQLite orders all numbers before all texts, and these before all bytes, so that one comparison tells, in a quarter
-    of the time of typeof. may_be_bytes: see versions.column.
+    of the time of typeof. may_be_bytes: see rows.column.
     """
     if kind == "BLOB":
         return f"{name} < x''"

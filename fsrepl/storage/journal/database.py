@@ -21,7 +21,9 @@ from fsrepl.storage.journal.deliveries import Deliveries
 from fsrepl.storage.journal.folders import Folders
 from fsrepl.storage.journal.listed import Listed
 from fsrepl.storage.journal.remote import Remote
+from fsrepl.storage.journal.totals import Totals
 from fsrepl.storage.journal.versions import Versions
+from fsrepl.storage.journal.views import Views
 
 _OF_BUCKET = ("version", "object", "delivery", "remote", "remote_listed")
 
@@ -32,6 +34,7 @@ class Journal(Connection):
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         super().__init__(path, read_only=read_only)
         self.versions, self.deliveries, self.backlog = Versions(self), Deliveries(self), Backlog(self)
+        self.views, self.totals = Views(self), Totals(self)
         self.folders = Folders(self)
         self.remote = Remote(self)
 

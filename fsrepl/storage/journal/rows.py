@@ -6,13 +6,20 @@ All types are frozen, like those of model/version.py from which they are made.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from msgspec import Struct
 
 from fsrepl.model import keys
 from fsrepl.model.version import EMPTY, NULL, DeliveryRecord, Status, Tracking, Version, operation
 from fsrepl.model.view import View
+
+_INTEGER_END = 1 << 63
+OBJECT_ANYWHERE = (
+    "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown, name, dir FROM object"
+)
+"""The columns that object_of reads, then the name and the directory."""
 
 
 class Object(Struct, frozen=True):
@@ -151,3 +158,37 @@ class Counts(Struct, frozen=True):
     number: int = 0
     bytes: int = 0
     oldest_ns: int = 0
+
+
+def seen_columns(view: View | None) -> tuple[object, ...]:
+    if view is None:
+        return (None,) * 7
+    ino, size, mtime, ctime = view.ino, view.size, view.mtime_ns, view.ctime_ns
+    is_small = ino < _INTEGER_END and size < _INTEGER_END
+    if is_small and -_INTEGER_END <= mtime < _INTEGER_END and -_INTEGER_END <= ctime < _INTEGER_END:
+        return ino, size, mtime, ctime, view.mode, view.racy, view.shown
+    return (*map(column, (ino, size, mtime, ctime)), view.mode, view.racy, view.shown)
+
+
+def column(number: int) -> int | bytes:
+    """A number from a filesystem, in a form that SQLite can hold: its integers are signed and have 64 bits.
+
+    FUSE and NFS return inode numbers from 2^63 on, and times in nanoseconds exceed that range in 2262. Bytes keep any
+    number exactly, also in a column declared INTEGER. Source: sqlite.org/datatype3, 3.
+    """
+    return number if -_INTEGER_END <= number < _INTEGER_END else number.to_bytes(16, "big", signed=True)
+
+
+def number_of(column: int | bytes) -> int:
+    """The number in a column's value."""
+    return column if isinstance(column, int) else int.from_bytes(column, "big", signed=True)
+
+
+def object_of(row: Sequence[Any]) -> Object:
+    version_id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown = row[:11]
+    view = None
+    if ino is not None:
+        if not type(ino) is type(size) is type(mtime) is type(ctime) is int:
+            ino, size, mtime, ctime = map(number_of, (ino, size, mtime, ctime))
+        view = View(ino, size, mtime, ctime, mode, bool(racy), shown)
+    return Object(version_id, created, bool(marker), digest or b"", view)

@@ -1,10 +1,9 @@
-"""The journal's tables of objects and versions."""
+"""The journal's tables of versions, and of objects: each key's current version. journal/views.py has their views."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from fsrepl.model import keys
 from fsrepl.model.version import NULL, Origin, Version
@@ -12,16 +11,14 @@ from fsrepl.model.view import View
 from fsrepl.storage.journal import deliveries
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.deliveries import PUT_DELIVERY, delivery_rows
-from fsrepl.storage.journal.rows import Classed, Object, Stored, traits_of
+from fsrepl.storage.journal.rows import OBJECT_ANYWHERE, Classed, Object, Stored, object_of, seen_columns, traits_of
 
 PAGE = 1000
-_INTEGER_END = 1 << 63
 NAMES_MAX = 500
 OBJECT = (
     "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown, name FROM object "
     "WHERE bucket = ? AND dir = ?"
 )
-_ANYWHERE = "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown, name, dir FROM object"
 PUT_OBJECT = """
 INSERT INTO object (bucket, dir, name, id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (bucket, dir, name) DO UPDATE SET
@@ -52,40 +49,6 @@ def _version_columns(number: int, directory: bytes, name: bytes, version: Versio
     )  # fmt: skip
 
 
-def seen_columns(view: View | None) -> tuple[object, ...]:
-    if view is None:
-        return (None,) * 7
-    ino, size, mtime, ctime = view.ino, view.size, view.mtime_ns, view.ctime_ns
-    is_small = ino < _INTEGER_END and size < _INTEGER_END
-    if is_small and -_INTEGER_END <= mtime < _INTEGER_END and -_INTEGER_END <= ctime < _INTEGER_END:
-        return ino, size, mtime, ctime, view.mode, view.racy, view.shown
-    return (*map(column, (ino, size, mtime, ctime)), view.mode, view.racy, view.shown)
-
-
-def column(number: int) -> int | bytes:
-    """A number from a filesystem, in a form that SQLite can hold: its integers are signed and have 64 bits.
-
-    FUSE and NFS return inode numbers from 2^63 on, and times in nanoseconds exceed that range in 2262. Bytes keep any
-    number exactly, also in a column declared INTEGER. Source: sqlite.org/datatype3, 3.
-    """
-    return number if -_INTEGER_END <= number < _INTEGER_END else number.to_bytes(16, "big", signed=True)
-
-
-def _number(column: int | bytes) -> int:
-    """The number in a column's value."""
-    return column if isinstance(column, int) else int.from_bytes(column, "big", signed=True)
-
-
-def object_of(row: Sequence[Any]) -> Object:
-    version_id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown = row[:11]
-    view = None
-    if ino is not None:
-        if not type(ino) is type(size) is type(mtime) is type(ctime) is int:
-            ino, size, mtime, ctime = map(_number, (ino, size, mtime, ctime))
-        view = View(ino, size, mtime, ctime, mode, bool(racy), shown)
-    return Object(version_id, created, bool(marker), digest or b"", view)
-
-
 class Versions:
     """Versions and markers, and each key's current version with its view as last seen."""
 
@@ -114,7 +77,7 @@ class Versions:
         for start in range(0, len(themselves), NAMES_MAX):
             some = themselves[start : start + NAMES_MAX]
             where = f"AND name = x'' AND dir IN ({','.join('?' * len(some))})"
-            for row in self._connection.execute(f"{_ANYWHERE} WHERE bucket = ? {where}", (number, *some)):
+            for row in self._connection.execute(f"{OBJECT_ANYWHERE} WHERE bucket = ? {where}", (number, *some)):
                 found[keys.join(row[12], b"")] = object_of(row)
         for directory, names in by_directory.items():
             for start in range(0, len(names), NAMES_MAX):
@@ -274,36 +237,6 @@ class Versions:
             (version.id, version.created_ns, version.marker, version.digest, number, directory, name),
         )
 
-    def see(self, address: str, key: bytes, view: View | None) -> None:
-        """Record how a key's view looks now; None: there is no view."""
-        self.see_all(address, [(key, view)])
-
-    def see_all(self, address: str, rows: Iterable[tuple[bytes, View | None]]) -> None:
-        number = self._connection.ids[address]
-        with self._connection.transaction():
-            self._connection.executemany(
-                "UPDATE object SET ino = ?, size = ?, mtime = ?, ctime = ?, mode = ?, racy = ?, shown = ? "
-                "WHERE bucket = ? AND dir = ? AND name = ?",
-                [(*seen_columns(view), number, *keys.split(key)) for key, view in rows],
-            )
-
-    def unshown(self, address: str, limit: int) -> list[bytes]:
-        """Keys whose view was not seen to show their current version."""
-        rows = self._connection.execute(
-            "SELECT dir, name FROM object INDEXED BY unshown "
-            "WHERE bucket = ? AND NOT marker AND (ino IS NULL OR shown != id) LIMIT ?",
-            (self._connection.ids.get(address), limit),
-        )
-        return [keys.join(directory, name) for directory, name in rows]
-
-    def behind(self, address: str) -> list[bytes]:
-        """Keys whose view is recorded as showing another version than the current one. The query scans all keys."""
-        rows = self._connection.execute(
-            "SELECT dir, name FROM object WHERE bucket = ? AND ino IS NOT NULL AND shown != id",
-            (self._connection.ids.get(address),),
-        )
-        return [keys.join(directory, name) for directory, name in rows]
-
     def versions_of(self, address: str, key: bytes) -> list[tuple[str, int, bool]]:
         """(id, created_ns, marker) of each version and marker of a key, newest first."""
         directory, name = keys.split(key)
@@ -339,16 +272,6 @@ class Versions:
             (self._connection.ids.get(address), size, limit),
         )
         return [(keys.join(directory, name), version_id) for directory, name, version_id in rows]
-
-    def shown_with(self, address: str, digests: Collection[bytes]) -> Iterator[tuple[bytes, int, bytes, str]]:
-        """(BLAKE3, mtime_ns of the view, key, version id) of views that show a current version of some contents. At
-        most some thousand contents; the query scans all keys."""
-        rows = self._connection.execute(
-            "SELECT digest, mtime, dir, name, id FROM object WHERE bucket = ? AND NOT marker AND ino IS NOT NULL "
-            f"AND shown = id AND digest IN ({','.join('?' * len(digests))})",
-            (self._connection.ids.get(address), *digests),
-        )
-        return ((digest, _number(mtime), keys.join(directory, name), i) for digest, mtime, directory, name, i in rows)
 
     def versions_in(self, address: str, directory: bytes) -> Iterator[tuple[bytes, str, bool]]:
         """Name, id and whether it is a marker of each version in one directory; read in pages, as objects are."""
@@ -486,14 +409,6 @@ class Versions:
         )
         return [Classed(*row) for row in rows]
 
-    def classed_sizes(self, address: str, small_bytes: int = 0) -> list[tuple[str, bool, int, int]]:
-        """Counts of the versions of `classed`: (traits, whether they are smaller than small_bytes, number, bytes)."""
-        return self._connection.execute(
-            "SELECT traits, size < ?, count(*), CAST(total(size) AS INTEGER) FROM version INDEXED BY classed "
-            "WHERE bucket = ? AND traits != '' AND NOT marker GROUP BY 1, 2",
-            (small_bytes, self._connection.ids.get(address)),
-        ).fetchall()
-
     def sizes_after(
         self, address: str, last: tuple[bytes, bytes, int, str] | None, limit: int
     ) -> list[tuple[Stored, int]]:
@@ -504,38 +419,6 @@ class Versions:
             (self._connection.ids.get(address), *(last or (b"", b"", 0, "")), limit),
         )
         return [(Stored(d, n, c, i, bool(m)), size or 0) for d, n, c, i, m, size in rows]
-
-    def sizes(self, address: str) -> list[tuple[str, bool, int, int]]:
-        """Counts of a bucket's versions with known traits: (traits, whether they are current, number, bytes)."""
-        return self._connection.execute(
-            "SELECT v.traits, v.id = o.id AND v.created = o.created, count(*), CAST(total(v.size) AS INTEGER) "
-            "FROM version v LEFT JOIN object o USING (bucket, dir, name) "
-            "WHERE v.bucket = ? AND NOT v.marker AND v.traits IS NOT NULL GROUP BY 1, 2",
-            (self._connection.ids.get(address),),
-        ).fetchall()
-
-    def sizes_unknown(self, address: str) -> list[tuple[bytes, bytes, str, bool, int]]:
-        """Versions with unknown traits: (directory, name, id, whether it is current, bytes) each."""
-        return self._connection.execute(
-            "SELECT dir, name, v.id, v.id = o.id AND v.created = o.created, v.size "
-            "FROM version v LEFT JOIN object o USING (bucket, dir, name) "
-            "WHERE v.bucket = ? AND NOT v.marker AND v.traits IS NULL",
-            (self._connection.ids.get(address),),
-        ).fetchall()
-
-    def count_keys(self, address: str) -> int:
-        """The number of keys that have versions or markers in a bucket."""
-        (number,) = self._connection.execute(
-            "SELECT count(*) FROM object WHERE bucket = ?", (self._connection.ids.get(address),)
-        ).fetchone()
-        return int(number)
-
-    def count_versions(self, address: str) -> int:
-        """The number of versions and markers in a bucket."""
-        rows = self._connection.execute(
-            "SELECT count(*) FROM version WHERE bucket = ?", (self._connection.ids.get(address),)
-        )
-        return int(rows.fetchone()[0])
 
     def present(self, address: str, wanted: Iterable[Version]) -> set[tuple[bytes, int, str]]:
         """(key, created_ns, id) of each version and marker that the journal has of the keys of these versions."""
@@ -575,29 +458,6 @@ class Versions:
         ).fetchone()
         return row[0] or "", row[1] or 0
 
-    def current_bytes(self, address: str) -> int:
-        """The size of all current versions, without markers."""
-        (size,) = self._connection.execute(
-            "SELECT CAST(total(version.size) AS INTEGER) "
-            "FROM object JOIN version USING (bucket, dir, name, created, id) "
-            "WHERE object.bucket = ? AND NOT object.marker",
-            (self._connection.ids.get(address),),
-        ).fetchone()
-        return int(size)
-
-    def held_bytes(self, address: str) -> tuple[int, int]:
-        """The size of all current versions, and of all others. Where there is none of these no table is joined."""
-        objects, versions, size = self.object_counts(address)
-        current = size if versions == objects else self.current_bytes(address)
-        return current, size - current
-
-    def count_current(self, address: str) -> int:
-        """How many keys have a current version that is no marker."""
-        (number,) = self._connection.execute(
-            "SELECT count(*) FROM object WHERE bucket = ? AND NOT marker", (self._connection.ids.get(address),)
-        ).fetchone()
-        return int(number)
-
     def arrived(self, address: str, since_ns: int) -> Iterator[bytes]:
         """The BLAKE3 of each key's current version that was made since a moment; read in pages. Scans all keys."""
         last: tuple[bytes, bytes] = (b"", b"")
@@ -623,69 +483,9 @@ class Versions:
         )
         return rows.fetchall()
 
-    def count_deleted_since(self, address: str, since_ns: int, prefix: bytes) -> int:
-        """The number of keys with a prefix whose current version is a marker made since a moment. Scans all keys."""
-        (number,) = self._connection.execute(
-            "SELECT count(*) FROM object WHERE bucket = ? AND marker AND created >= ? AND "
-            "substr(CASE WHEN dir = x'' THEN name ELSE CAST(dir || '/' || name AS BLOB) END, 1, ?) = ?",
-            (self._connection.ids.get(address), since_ns, len(prefix), prefix),
-        ).fetchone()
-        return int(number)
-
-    def count_unshown(self, address: str) -> int:
-        """The number of keys whose view does not show their current version, or exists although that is a marker."""
-        (number,) = self._connection.execute(
-            "SELECT count(*) FROM object WHERE bucket = ? AND (ino IS NULL) != marker "
-            "OR bucket = ? AND NOT marker AND shown != id",
-            (self._connection.ids.get(address), self._connection.ids.get(address)),
-        ).fetchone()
-        return int(number)
-
-    def object_counts(self, address: str) -> tuple[int, int, int]:
-        """Objects (keys whose current version is no marker), versions without markers, and their bytes."""
-        number = self._connection.ids.get(address)
-        (objects,) = self._connection.execute(
-            "SELECT count(*) FROM object WHERE bucket = ? AND NOT marker", (number,)
-        ).fetchone()
-        versions, size = self._connection.execute(
-            "SELECT count(*), CAST(total(size) AS INTEGER) FROM version WHERE bucket = ? AND NOT marker", (number,)
-        ).fetchone()
-        return objects, versions, size
-
     def all_versions(self, address: str) -> Iterator[tuple[bytes, str]]:
         """Key and version id of every version and marker of a bucket."""
         rows = self._connection.execute(
             "SELECT dir, name, id FROM version WHERE bucket = ?", (self._connection.ids.get(address),)
         )
         return ((keys.join(directory, name), version_id) for directory, name, version_id in rows)
-
-    def names_of(self, address: str, ino: int) -> dict[bytes, Object]:
-        """The keys whose views last had an inode number."""
-        rows = self._connection.execute(
-            f"{_ANYWHERE} INDEXED BY inode "  # otherwise SQLite scans the bucket
-            "WHERE bucket = ? AND ino = ?",
-            (self._connection.ids.get(address), column(ino)),
-        )
-        return {keys.join(row[12], row[11]): object_of(row) for row in rows}
-
-    def linked(self, address: str, *, limit: int = -1) -> list[list[bytes]]:
-        """The keys of each file of a bucket that is several keys' view. limit: how many keys at most, -1 all."""
-        number = self._connection.ids.get(address)
-        rows = self._connection.execute(
-            "SELECT ino, size, mtime, dir, name FROM object WHERE bucket = ? AND NOT marker AND ino IN "
-            "(SELECT ino FROM object WHERE bucket = ? AND ino IS NOT NULL GROUP BY ino HAVING count(*) > 1) "
-            "ORDER BY ino, size, mtime LIMIT ?",  # inode numbers repeat across subvolumes
-            (number, number, limit),
-        ).fetchall()
-        groups = ([keys.join(*row[3:]) for row in group] for _, group in itertools.groupby(rows, lambda row: row[:3]))
-        return [group for group in groups if len(group) > 1]
-
-    def count_linked(self, address: str) -> int:
-        """The number of keys whose file is also another key's file."""
-        (number,) = self._connection.execute(
-            "SELECT coalesce(sum(number), 0) FROM (SELECT count(*) AS number FROM object WHERE bucket = ? AND ino IN "
-            "(SELECT ino FROM object WHERE bucket = ? AND ino IS NOT NULL GROUP BY ino HAVING count(*) > 1) "
-            "GROUP BY ino, size, mtime HAVING count(*) > 1)",  # inode numbers repeat across subvolumes
-            (self._connection.ids.get(address), self._connection.ids.get(address)),
-        ).fetchone()
-        return int(number)

@@ -1,0 +1,115 @@
+"""How many objects and versions a bucket has, and how many bytes. Each query reads all rows of the bucket."""
+
+from __future__ import annotations
+
+from fsrepl.storage.journal.connection import Connection
+
+
+class Totals:
+    """Sums over the journal's tables of objects and versions."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def classed(self, address: str, small_bytes: int = 0) -> list[tuple[str, bool, int, int]]:
+        """Of the versions that have a storage class, tags or a tier: (traits, whether they are
+        smaller than small_bytes, number, bytes)."""
+        return self._connection.execute(
+            "SELECT traits, size < ?, count(*), CAST(total(size) AS INTEGER) FROM version INDEXED BY classed "
+            "WHERE bucket = ? AND traits != '' AND NOT marker GROUP BY 1, 2",
+            (small_bytes, self._connection.ids.get(address)),
+        ).fetchall()
+
+    def by_traits(self, address: str) -> list[tuple[str, bool, int, int]]:
+        """Of the versions with known traits: (traits, whether they are current, number, bytes)."""
+        return self._connection.execute(
+            "SELECT v.traits, v.id = o.id AND v.created = o.created, count(*), CAST(total(v.size) AS INTEGER) "
+            "FROM version v LEFT JOIN object o USING (bucket, dir, name) "
+            "WHERE v.bucket = ? AND NOT v.marker AND v.traits IS NOT NULL GROUP BY 1, 2",
+            (self._connection.ids.get(address),),
+        ).fetchall()
+
+    def unread(self, address: str) -> list[tuple[bytes, bytes, str, bool, int]]:
+        """Versions with unknown traits: (directory, name, id, whether it is current, bytes) each."""
+        return self._connection.execute(
+            "SELECT dir, name, v.id, v.id = o.id AND v.created = o.created, v.size "
+            "FROM version v LEFT JOIN object o USING (bucket, dir, name) "
+            "WHERE v.bucket = ? AND NOT v.marker AND v.traits IS NULL",
+            (self._connection.ids.get(address),),
+        ).fetchall()
+
+    def keys(self, address: str) -> int:
+        """The number of keys that have versions or markers in a bucket."""
+        (number,) = self._connection.execute(
+            "SELECT count(*) FROM object WHERE bucket = ?", (self._connection.ids.get(address),)
+        ).fetchone()
+        return int(number)
+
+    def versions(self, address: str) -> int:
+        """The number of versions and markers in a bucket."""
+        rows = self._connection.execute(
+            "SELECT count(*) FROM version WHERE bucket = ?", (self._connection.ids.get(address),)
+        )
+        return int(rows.fetchone()[0])
+
+    def current_bytes(self, address: str) -> int:
+        """The size of all current versions, without markers."""
+        (size,) = self._connection.execute(
+            "SELECT CAST(total(version.size) AS INTEGER) "
+            "FROM object JOIN version USING (bucket, dir, name, created, id) "
+            "WHERE object.bucket = ? AND NOT object.marker",
+            (self._connection.ids.get(address),),
+        ).fetchone()
+        return int(size)
+
+    def held_bytes(self, address: str) -> tuple[int, int]:
+        """The size of all current versions, and of all others. Where there is none of these no table is joined."""
+        objects, versions, size = self.objects(address)
+        current = size if versions == objects else self.current_bytes(address)
+        return current, size - current
+
+    def current(self, address: str) -> int:
+        """How many keys have a current version that is no marker."""
+        (number,) = self._connection.execute(
+            "SELECT count(*) FROM object WHERE bucket = ? AND NOT marker", (self._connection.ids.get(address),)
+        ).fetchone()
+        return int(number)
+
+    def deleted_since(self, address: str, since_ns: int, prefix: bytes) -> int:
+        """The number of keys with a prefix whose current version is a marker made since a moment. Scans all keys."""
+        (number,) = self._connection.execute(
+            "SELECT count(*) FROM object WHERE bucket = ? AND marker AND created >= ? AND "
+            "substr(CASE WHEN dir = x'' THEN name ELSE CAST(dir || '/' || name AS BLOB) END, 1, ?) = ?",
+            (self._connection.ids.get(address), since_ns, len(prefix), prefix),
+        ).fetchone()
+        return int(number)
+
+    def unshown(self, address: str) -> int:
+        """The number of keys whose view does not show their current version, or exists although that is a marker."""
+        (number,) = self._connection.execute(
+            "SELECT count(*) FROM object WHERE bucket = ? AND (ino IS NULL) != marker "
+            "OR bucket = ? AND NOT marker AND shown != id",
+            (self._connection.ids.get(address), self._connection.ids.get(address)),
+        ).fetchone()
+        return int(number)
+
+    def objects(self, address: str) -> tuple[int, int, int]:
+        """Objects (keys whose current version is no marker), versions without markers, and their bytes."""
+        number = self._connection.ids.get(address)
+        (objects,) = self._connection.execute(
+            "SELECT count(*) FROM object WHERE bucket = ? AND NOT marker", (number,)
+        ).fetchone()
+        versions, size = self._connection.execute(
+            "SELECT count(*), CAST(total(size) AS INTEGER) FROM version WHERE bucket = ? AND NOT marker", (number,)
+        ).fetchone()
+        return objects, versions, size
+
+    def linked(self, address: str) -> int:
+        """The number of keys whose file is also another key's file."""
+        (number,) = self._connection.execute(
+            "SELECT coalesce(sum(number), 0) FROM (SELECT count(*) AS number FROM object WHERE bucket = ? AND ino IN "
+            "(SELECT ino FROM object WHERE bucket = ? AND ino IS NOT NULL GROUP BY ino HAVING count(*) > 1) "
+            "GROUP BY ino, size, mtime HAVING count(*) > 1)",  # inode numbers repeat across subvolumes
+            (self._connection.ids.get(address), self._connection.ids.get(address)),
+        ).fetchone()
+        return int(number)
