@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from fsrepl.errors import SourceMoved, StoreDamaged
 from fsrepl.model import attributes, digests
-from fsrepl.model.version import Kind, Posix, Version, is_file
+from fsrepl.model.version import Kind, Posix, Version, kind_of
 from fsrepl.storage import copying, hashing, records, staging, times, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import UNSUPPORTED
@@ -151,7 +151,7 @@ def take_placed(bucket: OpenBucket, version: Version, entry: ViewFile, known: Ob
     labels = attributes.label(version)
     return Taken(
         found, version.size, version.digest, posix, version.attrs, version.tags, labels, racy, staged=staged,
-        is_placed=True, kind=Kind.FILE if is_file(posix) else Kind.LINK,
+        is_placed=True, kind=kind_of(posix),
     )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def take_written(
     return Taken(
         found, content.st_size, digest, posix, version.attrs, version.tags, attributes.label(version), False,
         staged=staged, held_open=held_open, is_placed=True,
-        destroyed=version if is_its_place else None, kind=Kind.FILE if is_file(posix) else Kind.LINK,
+        destroyed=version if is_its_place else None, kind=kind_of(posix),
     )  # fmt: skip
 
 

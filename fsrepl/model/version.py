@@ -102,6 +102,11 @@ def is_file(posix: Posix) -> bool:
     return posix.mode <= PERMISSIONS
 
 
+def kind_of(posix: Posix) -> Kind:
+    """The kind of an object that is no directory, by its metadata."""
+    return Kind.LINK if stat.S_ISLNK(posix.mode) else Kind.FILE
+
+
 class Posix(Struct, frozen=True):
     """Metadata of an object that its inode holds. The ACLs are raw attributes; only a directory has a default ACL.
 
@@ -253,7 +258,7 @@ class Version(Struct, frozen=True, gc=False):
             return Kind.DIRECTORY
         if self.posix is None or self.posix.mode <= PERMISSIONS:
             return Kind.FILE
-        return Kind.LINK if stat.S_ISLNK(self.posix.mode) else Kind.FILE
+        return kind_of(self.posix)
 
     @property
     def order(self) -> tuple[int, str]:
