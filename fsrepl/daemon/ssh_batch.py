@@ -149,10 +149,7 @@ class Batch:
         except sqlite3.Error:
             raise
         except Exception:
-            log.exception(
-                'set aside bucket=%s key="%s": an unexpected error', delivery.source, keys.shown(delivery.key)
-            )
-            region.try_later([delivery], UNEXPECTED)
+            region.set_aside(delivery)
 
     def _pack(self, delivery: Delivery, at: At, version: Version, *, with_tags: bool) -> None:
         recorded = version.deliveries[delivery.destination]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
-from fsrepl.errors import FsreplError, Refused, Unavailable, reason
+from fsrepl.errors import UNEXPECTED, FsreplError, Refused, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.region import delivery_queue
@@ -314,6 +314,11 @@ class Receiver(abc.ABC):
                 level, 'not yet bucket=%s key="%s" to=%s attempts=%d: %s',
                 each.source, keys.shown(each.key), each.destination, attempts + 1, why,
             )  # fmt: skip
+
+    def set_aside(self, delivery: Delivery) -> None:
+        """Try a delivery later that met an unexpected error, which the log then has. Called where it is caught."""
+        log.exception('set aside bucket=%s key="%s": an unexpected error', delivery.source, keys.shown(delivery.key))
+        self.try_later([delivery], UNEXPECTED)
 
     def why_not(self, error: Exception) -> str:
         """Reason why a write into this region failed, and what to do about it where that is known."""

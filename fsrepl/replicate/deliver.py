@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 
 from fsrepl.errors import UNEXPECTED, BucketMissing, Unavailable
-from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.receiver import Receiver
@@ -48,9 +47,8 @@ def carry(region: Region, state: BucketState, deliveries: Sequence[Delivery], op
         except sqlite3.Error:
             raise
         except Exception:
-            log.exception('set aside bucket=%s key="%s": an unexpected error', each.source, keys.shown(each.key))
             state.undelivered[each.key] = f"from {each.source}: {UNEXPECTED}"
-            region.try_later([each], UNEXPECTED)
+            region.set_aside(each)
     state.delivers_singly = False
 
 

@@ -104,11 +104,8 @@ class DeliveryGroup:
         except sqlite3.Error:
             raise
         except Exception:
-            log.exception(
-                'set aside bucket=%s key="%s": an unexpected error', delivery.source, keys.shown(delivery.key)
-            )
             self.state.undelivered[delivery.key] = f"from {delivery.source}: {UNEXPECTED}"
-            self.region.try_later([delivery], UNEXPECTED)
+            self.region.set_aside(delivery)
 
     def _await_record(self, delivery: Delivery, error: StoreDamaged) -> None:
         """Postpone a version whose record is lost or wrong until that is rebuilt; FAILED where it cannot be."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 
-from fsrepl.errors import UNEXPECTED, Failed, FsreplError
-from fsrepl.model import keys
+from fsrepl.errors import Failed, FsreplError
 from fsrepl.model.address import region_of
 from fsrepl.model.blockmap import BlockMap
 from fsrepl.model.version import Status, Version
@@ -67,10 +66,7 @@ def send_in_background(region: Region, state: BucketState, item: Item, open_sour
         except sqlite3.Error:
             raise
         except Exception:
-            log.exception(
-                'set aside bucket=%s key="%s": an unexpected error', delivery.source, keys.shown(delivery.key)
-            )
-            region.try_later([delivery], UNEXPECTED)
+            region.set_aside(delivery)
 
     way = region_of(delivery.source), region.name
     whose = delivery.source, delivery.destination

@@ -450,14 +450,16 @@ def test_a_delivery_that_was_called_off_during_the_copy_is_not_published(
 ) -> None:
     """1.5, 3.2, section 0, 8: a copy takes hours; a decision made meanwhile applies, and FAILED stays so."""
     world.configure(v1())
-    lane: list[tuple[Callable[[], object], Callable[[object], None]]] = []
+    background: list[tuple[Callable[[], object], Callable[[object], None]]] = []
     with world.path("k").open("wb") as file:
         file.truncate(world.engine.settings.replication.large_file_bytes)
     world.capture(SOURCE)
     with monkeypatch.context() as patch:
-        patch.setattr(world.region(DESTINATION), "in_background", lambda work, finish, **_: lane.append((work, finish)))
+        patch.setattr(
+            world.region(DESTINATION), "in_background", lambda work, finish, **_: background.append((work, finish))
+        )
         world.settle()
-        ((work, finish),) = lane
+        ((work, finish),) = background
         staged = work()
         act(world)
         world.settle()
