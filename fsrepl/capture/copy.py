@@ -48,7 +48,7 @@ class Taken(Struct, frozen=True):
     """The version in a tier whose content was written into through the view; archived content is destroyed by that only
     in its restored copy."""
     is_closed: bool = False
-    """It is a directory whose attributes the daemon may not read."""
+    """A directory whose attributes the daemon may not read."""
     kind: Kind = Kind.FILE
 
     @property
@@ -123,7 +123,7 @@ def take_copy(
 def _told(
     raw: Mapping[str, bytes], *, is_linked: bool
 ) -> tuple[Mapping[str, bytes], Mapping[str, str], Mapping[str, bytes]]:
-    """What attributes of a view tell: the object's own, its tags, and the daemon's. is_linked: the file has other
+    """The attributes of a view, sorted: the object's own, its tags, and the daemon's. is_linked: the file has other
     names, and may have the record of one of them."""
     others = attributes.RECORDS if is_linked else frozenset()
     labels = {name: value for name, value in raw.items() if attributes.is_ours(name) and name not in others}
@@ -138,7 +138,7 @@ def take_link(bucket: OpenBucket, fd: int, found: os.stat_result, now_ns: int) -
 
 
 def take_placed(bucket: OpenBucket, version: Version, entry: ViewFile, known: Object | None, now_ns: int) -> Taken:
-    """What a symlink to content in a tier shows: the content and metadata of a version, copied where a new one is made
+    """The content and metadata of the version that a symlink into a tier shows, copied where a new version is made
     of it. Raises Unavailable where the tier is away."""
     found, staged = entry.found, b""
     if known is None or known.marker or known.digest != version.digest:

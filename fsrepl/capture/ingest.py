@@ -38,7 +38,7 @@ AGAIN_MAX_S = 30.0
 LOGGED = (1, 10)
 """Numbers of failed tries in a row that are logged: the first, and the one after some minutes."""
 _ALIKE_MAX = 16
-"""So many stored versions of a large file's size are looked at for its content, as after a rename."""
+"""The number of stored versions of a large file's size that are searched for its content, as after a rename."""
 _BATCH_BYTES = 16 << 20
 """Limit of the content held in memory, to be sent without another read."""
 
@@ -356,7 +356,7 @@ def _view(new: NewVersion) -> View | None:
 def _remember_directories(
     region: Region, state: BucketState, bucket: OpenBucket, published: Collection[NewVersion]
 ) -> None:
-    """Record the permissions of new versions' directories before any delivery of them; replicas hear of changes."""
+    """Record the permissions of new versions' directories before any delivery of them; replicas follow changes."""
     made = [new for new in published if not new.version.marker]
     just_read = {
         new.version.key[:-1]: new.taken.posix.rights

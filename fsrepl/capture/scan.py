@@ -35,7 +35,7 @@ the names, and live changes do not wait for all of it."""
 
 
 class Recorded(Protocol):
-    """What a scan compares files with: each key's current version, and its view as last seen. The journal has it."""
+    """The rows that a scan compares files with, by the journal: each key's current version, its view as last seen."""
 
     def objects_between(
         self, address: str, directory: bytes, after: bytes | None, last: bytes | None, limit: int

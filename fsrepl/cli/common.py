@@ -221,7 +221,7 @@ _DOING: Mapping[type[Request], str] = {
 
 
 def _doing(request: Request) -> str:
-    """What a request does, for a person who waits for it."""
+    """The description of a request for a person who waits for it."""
     if isinstance(request, requests.AdoptBucket):
         verb = "measuring" if request.dry_run else "adopting"
     elif (verb := _DOING.get(type(request), "")) == "":
@@ -268,7 +268,7 @@ def services_of(site: Site) -> list[ServiceFacts]:
 
 
 def umask() -> int:
-    """This process's umask, for directories that the daemon creates for it. umask(2) reads it only by a change."""
+    """The umask of this process, for directories that the daemon creates for it. umask(2) reads it only by a change."""
     found = os.umask(0o077)
     os.umask(found)
     return found

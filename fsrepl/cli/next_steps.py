@@ -1,4 +1,4 @@
-"""What to do after an error: the next command, for errors whose own message names none. Pure.
+"""The next step after an error: a command, for errors whose own message names none. Pure.
 
 A message that knows better says so itself, with a command in backquotes; then nothing is added.
 """

@@ -1,4 +1,4 @@
-"""What a person sees who waits: a bar on the terminal for whatever takes over two seconds.
+"""Progress for a person who waits: a bar on the terminal for each step that takes over two seconds.
 
 Each request has one (common.Performer): it says what is being done and for how long, and how far it is where the
 operation counts itself. A command that knows more shows that instead. Bars do not nest: within one, another shows

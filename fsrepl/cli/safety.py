@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 def ack(bucket: Bucket, json: Json = False) -> None:
-    """Let the deletions cross that are held in a bucket that is HALTED: its replicas follow."""
+    """Deliver the deletions that are held in a bucket that is HALTED: its replicas follow."""
     answer = perform(requests.Acknowledge(bucket))
     if json:
         print_json(answer)
@@ -64,7 +64,9 @@ def undelete(
             metavar="TIME", help="Deleted then or later: 2026-11-24T10:00:00Z, or 2h ago as 2h; `status` says when."
         ),
     ],
-    yes: Annotated[bool, typer.Option("--yes", hidden=True, help="Accepted: it asks nothing.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", hidden=True, help="Accepted, without effect: the command asks nothing.")
+    ] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:

@@ -38,7 +38,7 @@ class State:
 
     @property
     def checked_settings(self) -> Settings:
-        """The same, with regions compared by real path: for the process that does the work."""
+        """The settings, with regions compared by real path: for the process that does the work."""
         return self.read_settings(os.path.realpath)
 
     def read_settings(self, real: Callable[[str], str]) -> Settings:

@@ -134,7 +134,7 @@ def _tell_left(stop: threading.Event) -> None:
 
 
 def left(found: dict[str, Any]) -> str:
-    """What is left, in a document of `fsrepl status`: first the scans, without which nothing is known of changes."""
+    """The remaining work, by a document of `fsrepl status`: first the scans, without which no change is known."""
     scanning = [b for b in found["buckets"] if b.get("scanning")]
     pending = sum(b["pending"] for b in found["buckets"])
     size = sum(b["pending_bytes"] for b in found["buckets"])

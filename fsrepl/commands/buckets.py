@@ -237,7 +237,7 @@ def remove_bucket(engine: Engine, request: RemoveBucket) -> dict[str, object]:
                         f"{address} holds objects or versions; --yes removes the bucket with its contents",
                     )
                 _require_tiers(engine, opened)
-                engine.region_of(address).put_down(address)
+                engine.region_of(address).drop_bucket(address)
                 site.fs.rename(opened.meta, b"bucket.json", opened.meta, REMOVED_IDENTITY)
                 site.fs.sync_file(opened.meta)
         known = engine.journal.totals

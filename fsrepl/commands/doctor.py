@@ -319,7 +319,7 @@ def _attributes(facts: Facts, region: Region) -> Iterator[Finding]:
 
 
 def _room(facts: Facts, region: Region) -> str:
-    """Which old versions would make how much room, for people; empty where there are none."""
+    """The buckets whose noncurrent versions hold most, for people; empty where there are none."""
     held = {b["address"]: b["noncurrent_bytes"] for b in facts["buckets"] if region_of(b["address"]) == region["name"]}
     most = sorted((address for address in held if held[address]), key=lambda address: -held[address])[:_ROOM_BUCKETS]
     if not most:

@@ -27,7 +27,7 @@ class FileNames:
     """The names of files in one bucket, for versions that come back together."""
 
     CANDIDATES_MAX = 1000
-    """So many files of equal content are looked at for one version; those with its time come first."""
+    """The number of files of equal content that are inspected for one version; those with its time come first."""
 
     def __init__(self, journal: Journal, bucket: OpenBucket, coming: Iterable[Version]) -> None:
         self._bucket = bucket

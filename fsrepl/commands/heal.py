@@ -152,7 +152,7 @@ def open_folder(bucket: Bucket) -> Iterator[tuple[int, int]]:
 def heal(engine: Engine, address: str) -> Healed:
     """Restore a bucket. Copies in the caller's thread, since no other work happens in an offline bucket."""
     bucket, region = engine.site.bucket(address), engine.region_of(address)
-    region.ask(lambda: region.put_down(address))
+    region.ask(lambda: region.drop_bucket(address))
     with open_folder(bucket) as (_, fd):
         identity = _make_folders(engine, bucket, fd)
         again = engine.fs.open_dir(fd, b"")

@@ -1,4 +1,4 @@
-"""What is wrong in a bucket, from the document of `fsrepl status`: in words, and of which kind. Pure."""
+"""The problems of a bucket, from the document of `fsrepl status`: in words, and by kind. Pure."""
 
 from __future__ import annotations
 

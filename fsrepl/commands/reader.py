@@ -49,7 +49,7 @@ def _said(settings: Settings, request: Request) -> Document:
 
 
 class Record(Struct, frozen=True):
-    """What the daemon has noted of the last hour and the last day, the oldest first."""
+    """The daemon's samples of the last hour and the last day, the oldest first."""
 
     hour: Sequence[Sample] = ()
     day: Sequence[Sample] = ()
@@ -115,7 +115,7 @@ def reader(site: Site) -> Iterator[Journal]:
 
 @contextlib.contextmanager
 def listed(site: Site, bucket: OpenBucket) -> Iterator[Listed | None]:
-    """What the journal has of an open bucket's versions, for a list; None where it may be behind the trees.
+    """The journal's rows of an open bucket's versions, for a list; None where the journal may be behind the trees.
 
     It is believed while the site's daemon keeps it, and for the very tree that it was built from: without a daemon, a
     crash may have come between the two.

@@ -83,7 +83,7 @@ def _elsewhere(name: str, url: str, check: Callable[[str], object], settings: ty
 
 
 def add_host(text: str, name: str, url: str) -> str:
-    """As add_region, for a region on another machine. Raises Usage."""
+    """The text with one more region, on another machine: see add_region. Raises Usage."""
     return _added(text, name, _elsewhere(name, url, kinds.place, HostSettings, "path"), {"path": url})
 
 
@@ -97,7 +97,7 @@ def add_region(text: str, name: str, path: str) -> str:
 
 
 def add_service(text: str, name: str, url: str) -> str:
-    """The same, for a region that is an S3 service. Raises Usage."""
+    """The text with one more region, an S3 service: see add_region. Raises Usage."""
     return _added(text, name, _elsewhere(name, url, kinds.service, EndpointSettings, "endpoint"), {"endpoint": url})
 
 

@@ -132,7 +132,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
 
 
 def _moving(site: Site, journal_: Journal, address: str, why: str) -> list[Document]:
-    """What is to be moved to tiers, or back to STANDARD. why: what the last try failed for."""
+    """The content that is to be moved to tiers, or back to STANDARD. why: the reason why the last try failed."""
     found = tiers.held(site, journal_, [address])
     return [
         {"tier": tier, "versions": each.waiting, "bytes": each.waiting_bytes, **({"why": why} if why else {})}

@@ -49,7 +49,7 @@ def partners(site: Site, bucket: Bucket) -> list[str]:
 
 
 def plain(site: Site, addresses: Iterable[str]) -> list[str]:
-    """Which of some buckets are no tree buckets. Left out: buckets of S3 services, and those that are away."""
+    """Those of some buckets that are no tree buckets. Left out: buckets of S3 services, and those that are away."""
     found = []
     for address in addresses:
         with contextlib.suppress(FsreplError):

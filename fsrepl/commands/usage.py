@@ -143,7 +143,7 @@ def _files(bucket: OpenBucket, journal: Journal) -> Iterator[tuple[int, bytes, b
 
 
 def _shared(bucket: OpenBucket, at: int, name: bytes, found: os.stat_result) -> list[Extent]:
-    """What a file may share by reflinks: small ones share nothing."""
+    """The extents that a file shares by reflinks: small files share none."""
     if found.st_size < SMALL_BYTES:
         return []
     with contextlib.suppress(OSError):

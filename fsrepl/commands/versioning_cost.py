@@ -1,4 +1,4 @@
-"""What versioning costs in space, for people, and the lifecycle rule that limits it."""
+"""The cost of versioning in space, for people, and the lifecycle rule that limits it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ OLD_VERSIONS: Mapping[str, object] = {
         }
     ]
 }
-"""As examples/lifecycle/old-versions.json."""
+"""The document of examples/lifecycle/old-versions.json."""
 IN_WORDS = "after 30 days, but for the 3 newest of each object"
 
 
 def cost(region: RegionSettings) -> str:
-    """What versions take in a region, by its filesystem and its sharing."""
+    """The space that versions take in a region, by its filesystem and its sharing."""
     mount = mount_of(os.path.realpath(region.path))
     filesystem = mount["fstype"] if mount else "this filesystem"
     if region.sharing == "link":

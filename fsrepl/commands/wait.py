@@ -39,7 +39,7 @@ _TOLD_MAX_S = 0.5
 _SHOWN_MAX_S = 1.0
 """How long a view may take to show a delivered version. A longer delay may last for ever."""
 _OVERDUE_MAX_S = 60.0
-"""So long a view is waited for that is to be tried now: the daemon gets little of the processor, or is stuck."""
+"""The longest wait for a view that is due now: the daemon gets little of the processor, or is stuck."""
 _NAMED_MAX = 1000
 
 
@@ -413,7 +413,7 @@ def _unshown(engine: Engine, scope: Scope) -> list[str]:
 
 
 def _unshown_views(engine: Engine, scope: Scope) -> Iterator[tuple[Worker, BucketState, bytes]]:
-    """The same as regions, buckets and keys."""
+    """The views that do not show their current version, as regions, buckets and keys."""
     for address in scope.addresses:
         replication = engine.site.buckets[address].replication
         destinations = {rule.destination for rule in replication.rules} if replication else set()

@@ -183,7 +183,7 @@ def reason_code(reason: str) -> str:
 
 
 def remedy(reason: str) -> str:
-    """What a person can do about a recorded reason; empty where nothing is known about it."""
+    """The remedy for a recorded reason, for a person; empty where none is known."""
     return REMEDIES.get(reason_code(reason), "")
 
 

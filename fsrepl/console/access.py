@@ -1,4 +1,4 @@
-"""Who may use the console: links that work once, sessions, and the tokens in forms. Pure, but for chance.
+"""Access to the console: links that work once, sessions, and the tokens in forms. Pure, but for chance.
 
 At a TCP address a browser needs a session, which begins with a link that the command prints. At the Unix socket, which
 only the site's user and root can open, all visitors share one session. Times are seconds of a clock that never steps.
@@ -24,7 +24,7 @@ _NOTICES_MAX = 8
 
 
 class Notice(Struct, frozen=True):
-    """What became of the last form, shown with the next page."""
+    """The result of the last form, shown with the next page."""
 
     text: str
     is_error: bool = False

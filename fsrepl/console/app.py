@@ -44,7 +44,7 @@ log = logging.getLogger("fsrepl")
 BY_SOCKET = "fsrepl.by_socket"
 """In a request's scope: it came by the Unix socket."""
 LINK_HEADER = "x-fsrepl-link"
-"""What a command sends to be given a link: a browser never sends it for another site without asking."""
+"""A header of the command that asks for a link: a browser never sends it for another site without asking."""
 READ_ONLY_HEADER = "x-fsrepl-read-only"
 _FORM_MAX_BYTES = 2 << 20
 _STREAMS_MAX = 32
@@ -69,8 +69,11 @@ _STATIC = {
 
 
 class Console(Struct):
-    """What all requests share. cookie: the name of the session's; two sites of one machine have different ones. base:
-    what addresses for a browser begin with, empty where none reaches it."""
+    """The state that all requests share.
+
+    cookie: the name of the session's; two sites of one machine have different ones. base: the beginning of addresses
+    for a browser, empty where none reaches it.
+    """
 
     gateway: Gateway
     watch: Watch
@@ -253,7 +256,7 @@ def _action(handler: Handler) -> _Endpoint:
 
 
 def _answer(handler: Handler, visit: Visit) -> Response:
-    """What a handler answers. An error of a form is told on the page that it came from."""
+    """The answer of a handler. An error of a form is reported on the page that the form is on."""
     try:
         return handler(visit)
     except FsreplError as error:

@@ -89,7 +89,7 @@ class Gateway:
         return control.ask(self.settings.state, request, _ANSWER_S)
 
     def _diagnose(self) -> list[Finding]:
-        """As `fsrepl doctor` does it."""
+        """The findings, as `fsrepl doctor` makes them."""
         site = self.site()
         said = reader.daemon_status(site.settings)
         there: Document | None = None

@@ -44,7 +44,7 @@ _LINK_MAX_BYTES = 1000
 
 
 class Options(Struct, frozen=True):
-    """What the command line says beside the settings."""
+    """The options of the command line, beside the settings."""
 
     read_only: bool = False
     verbose: int = 0
@@ -249,7 +249,7 @@ def _cookie(settings: Settings) -> str:
 
 
 def _base(settings: Settings) -> str:
-    """What addresses for a browser begin with; empty where only the Unix socket is there."""
+    """The beginning of addresses for a browser; empty where only the Unix socket is there."""
     if settings.console.listen is None:
         return ""
     host, port = settings.console.listen

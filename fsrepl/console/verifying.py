@@ -40,7 +40,7 @@ class Verification(Struct):
     stopped: bool = False
 
     def document(self) -> Document:
-        """What is known of it: {"Number", "Source", "Repair", "Began", "Status", "Seconds"}."""
+        """The state of the verification: {"Number", "Source", "Repair", "Began", "Status", "Seconds"}."""
         return {
             "Number": self.number,
             "Source": self.source,

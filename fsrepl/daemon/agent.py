@@ -297,7 +297,7 @@ class Agent:
         return answer
 
     def _status(self, engine: AgentEngine) -> dict[str, object]:
-        """As the daemon's. Nothing is watched here."""
+        """The status, as the daemon's. Nothing is watched here."""
         region = engine.served
         return {
             "running": True,
@@ -315,7 +315,7 @@ _READING = (requests.Examine, requests.RecallVersions)
 FROM_SITE = (
     requests.CreateBucket, requests.SetVersioning, requests.SetTrees, requests.RemoveBucket, *_READING,
 )  # fmt: skip
-"""What the site may ask for: with --root, nothing that leads out of the region."""
+"""The requests that the site may make: with --root, none that leads out of the region."""
 _NOT_HERE = (
     requests.EnableReplication, requests.PutReplication, requests.AddRegion, requests.ForgetRegion, requests.AddTier,
     requests.RemoveTier,

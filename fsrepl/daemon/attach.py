@@ -278,7 +278,7 @@ class Attaching(Region):
         states = list(self.states.values())
         return self.probed and all(state.is_scanned or state.was_scanned or not state.is_up for state in states)
 
-    def put_down(self, address: str) -> None:
+    def drop_bucket(self, address: str) -> None:
         """Suspend a bucket that is about to be removed."""
         if (state := self.states.pop(address, None)) is not None:
             self.suspend(state, Phase.AWAY, "it is removed")

@@ -145,7 +145,7 @@ def commands_max(descriptors: int) -> tuple[int, int]:
 
 
 class Signals:
-    """What signals ask of the daemon. Each ends a wait at once."""
+    """The signals received, for the daemon's loop. Each ends a wait at once."""
 
     def __init__(self) -> None:
         self.stop, self.reload, self._came = threading.Event(), threading.Event(), threading.Event()

@@ -76,7 +76,7 @@ class GetSamples(Request, frozen=True):
 
 
 class GetProgress(Request, frozen=True):
-    """How far another request is, named by its text."""
+    """Get the progress of another request, named by its text."""
 
     op = "progress"
     of: str

@@ -35,7 +35,7 @@ _VALUE_MAX = 1 << 62
 
 
 class Sample(Struct, frozen=True):
-    """What was pending at the end of a step, and what was completed in it, of all buckets together.
+    """Deliveries pending at the end of a step and completed in it, of all buckets together.
 
     time_s: the end, in seconds since the epoch; seconds: for how long before that the daemon looked.
     """
@@ -47,7 +47,7 @@ class Sample(Struct, frozen=True):
     completed_bytes: int = 0
 
     def then(self, other: Sample) -> Sample:
-        """This step and the one after it as one."""
+        """A sample of two steps in a row: of this one, and the other after it."""
         return Sample(
             other.time_s, self.seconds + other.seconds, other.pending, self.completed + other.completed,
             self.completed_bytes + other.completed_bytes,

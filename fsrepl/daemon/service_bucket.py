@@ -1,4 +1,4 @@
-"""What is known of a bucket of an S3 service, and what a look at it finds."""
+"""The state of a bucket of an S3 service, and the result of a look at it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Phase(enum.Enum):
 
 
 class Look(Struct, frozen=True):
-    """What a look at a bucket found. versioning: None where there is no bucket. is_empty: asked where the journal is
+    """The result of a look at a bucket. versioning: None where there is no bucket. is_empty: asked where the journal is
     new; is_believed: whether a wrong checksum was refused."""
 
     versioning: Versioning | None
@@ -30,7 +30,7 @@ class Look(Struct, frozen=True):
 
 
 class BucketState(Struct):
-    """What is known of a bucket of the service. trusted_ns: see storage/journal/remote.py; None until it is known."""
+    """The state of a bucket of the service. trusted_ns: see storage/journal/remote.py; None until it is known."""
 
     bucket: RemoteBucket
     phase: Phase = Phase.UNKNOWN
@@ -46,7 +46,7 @@ class BucketState(Struct):
 
     @property
     def is_away(self) -> bool:
-        """Whether it could not be used when it was looked at last, and nobody looks now."""
+        """Whether it could not be used at the last look, and no look is under way."""
         return self.phase in (Phase.AWAY, Phase.REFUSED) and not self.looks
 
     def describe(self) -> Document:
@@ -56,7 +56,7 @@ class BucketState(Struct):
 
 
 def describe_refusal(address: str, versioning: Versioning | None) -> str:
-    """What a bucket lacks, as S3 says it, and what to do."""
+    """The reason why a bucket is refused, in S3's terms, and the remedy."""
     if versioning is None:
         return f"NoSuchBucket: the bucket {address} does not exist; `fsrepl bucket create {address} --versioning`"
     state = str(versioning) or "never enabled"

@@ -31,7 +31,7 @@ log = logging.getLogger("fsrepl")
 
 _NUMBER_MAX = 8192
 BYTES_MAX = 32 << 20
-"""As much content is under way at once."""
+"""The most content that is under way at once."""
 _FRAME_ITEMS = 256
 _FRAME_BYTES = 1 << 20
 _REBUILDS_MAX = 3
@@ -162,7 +162,7 @@ class Batch:
         if not version.marker and (directory := keys.place(version.key)[0]) not in self._looked_at:
             self._look_at(directory)
         size = len(data) if data is not None else 0
-        waits = version.link is not None and self._sending.is_owed(*version.link, delivery.destination)
+        waits = version.link is not None and self._sending.is_pending(*version.link, delivery.destination)
         item = frames.pack(version, delivery.destination, with_tags=with_tags, data=data, waits_for_link=waits)
         self._items.append(item)
         self._bytes += size

@@ -60,7 +60,7 @@ _JOURNAL_S = 1.0
 
 
 class BucketState(Struct, frozen=True):
-    """What is known of a bucket of the region, for `status`."""
+    """The state of a bucket of the region, for `status`."""
 
     trouble: str
     seen: bool
@@ -90,7 +90,7 @@ class SshRegion(Receiver):
         self._directories: dict[tuple[str, str], set[bytes]] = {}
         """By source and destination, directories whose permissions the agent is to compare; kept until it has."""
         self._directories_told: dict[tuple[str, str], set[bytes]] = {}
-        """Those that this connection has been told of."""
+        """Directories whose permissions were sent over this connection, by source and destination."""
         self._routes: Rotation[tuple[str, str]] = Rotation()
         self._faulty_until_s = 0.0
 

@@ -38,9 +38,9 @@ from fsrepl.storage.journal.rows import Delivery, Outcome
 log = logging.getLogger("fsrepl")
 
 _SHARE_MAX = 8
-"""So many small deliveries are carried by a worker one after the other: thread and source are changed less often."""
+"""The most small deliveries that a worker carries one after the other, so that thread and source change less often."""
 _SHARE_BYTES = 1 << 20
-"""As much content, as well."""
+"""The most content of these."""
 _LOOK_AGAIN_S = 60.0
 """How old what is known of a bucket may be: its versioning may have been suspended, and it may have been removed."""
 _LOOK_MIN_S = 1.0
@@ -374,7 +374,7 @@ class Uplink(Receiver):
         def finish(found: list[Done] | Exception) -> None:
             self._under_way -= 1
             self._bytes_under_way -= size
-            if isinstance(found, Exception):  # the journal's, or one that nobody foresaw
+            if isinstance(found, Exception):  # the journal's, or an unexpected one
                 found = [Done(task, later=reason(found), rows=list(task.rows)) for task in tasks]
             for done in found:
                 if not done.is_busy:

@@ -55,7 +55,7 @@ class Slice(Struct):
 
 
 _Asked = tuple[list[Facts], Sequence[Action]]
-"""What the journal says of a key's versions, and the actions that may be due by that."""
+"""A key's versions by the journal, and the actions that may be due for them."""
 
 
 class Judge:

@@ -46,7 +46,7 @@ def wanted_tier(bucket: Bucket, storage_class: str, tier: str) -> str:
 
 
 class Batch(Struct):
-    """What came of the copying of a batch. placed: versions that lie where they should, which the journal does not know
+    """The result of copying a batch. placed: versions that lie where they should, which the journal does not know
     yet, as after a crash. failed: by tier, empty for the bucket's store, why nothing could be moved there; also by
     from_tier."""
 
@@ -128,7 +128,7 @@ def _copy_open(bucket: OpenBucket, version: Version, fd: int, to: str, batch: Ba
 
 
 def from_tier(tier: str) -> str:
-    """What `failed` calls a tier from which nothing could be moved: it delays no move to that tier."""
+    """The name in `failed` of a tier from which nothing could be moved: it delays no move to that tier."""
     return f"from {tier}"
 
 

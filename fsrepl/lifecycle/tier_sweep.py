@@ -39,7 +39,7 @@ class _Fate(enum.Enum):
 
 
 class _Swept(Struct):
-    """What came of a sweep. lost: by their records on the contents, versions that the store does not know any more.
+    """The result of a sweep. lost: by their records on the contents, versions that the store does not know any more.
     troubles: by tier, why it could not be swept."""
 
     lost: list[Version] = field(default_factory=list)
@@ -125,7 +125,7 @@ def _sweep_content(bucket: OpenBucket, tier: OpenTier, entry: bytes, swept: _Swe
 
 
 def _fate(bucket: OpenBucket, content: Version, stored: Version | None) -> _Fate:
-    """What becomes of a content in a tier. stored: the record of its version in the store."""
+    """The decision on a content in a tier. stored: the record of its version in the store."""
     if stored is None:
         return _Fate.REMOVE if _is_gone(bucket, content) else _Fate.LOST
     if stored.place == content.place:

@@ -106,7 +106,7 @@ def _begin(region: Region, state: BucketState, placing: Placing) -> bool:
 
 
 class _Found(Struct):
-    """What a part of a pass found: versions to be moved, and keys whose views are to be made anew."""
+    """The result of a part of a pass: versions to be moved, and keys whose views are to be made anew."""
 
     moves: dict[tuple[bytes, str], Classed] = field(default_factory=dict)
     views: list[bytes] = field(default_factory=list)

@@ -28,7 +28,7 @@ log = logging.getLogger("fsrepl")
 _LENGTH = 4
 _READ_BYTES = 1 << 20
 _BULK_MAX_BYTES = 4 << 20
-"""As much content waits to be written before its sender waits."""
+"""The most content that waits to be written; then its sender waits."""
 _LOOK_S = 0.2
 
 F = TypeVar("F")
@@ -165,7 +165,7 @@ class Channel(Generic[F]):
             self.end("it closed the connection" if closed else f"the connection failed: {reason(error)}")
 
     def _next(self, *, bulk: bool) -> bytes | None:
-        """What to write next; None at the end. bulk: the kind whose turn it is."""
+        """The next bytes to write; None at the end. bulk: the kind whose turn it is."""
         until_s = time.monotonic() + self.silence_s / 4
         with self._changed:
             while not self.why:

@@ -1,4 +1,4 @@
-"""What a site and an agent send each other, as values, and their form on the wire.
+"""The frames that a site and an agent exchange, as values, and their form on the wire.
 
 Each side begins with a line of text that every version of fsrepl can read: its protocol and its version. Frames follow:
 four bytes of length, most significant first, and a value in msgpack. Both sides must speak the same PROTOCOL, which
@@ -46,7 +46,7 @@ class Alive(Frame, frozen=True):
 
 
 class Hello(Frame, frozen=True):
-    """Who calls, and which region it wants to be served.
+    """The introduction of a site: its identity, and the region that it wants to be served.
 
     site: the site's identity; where: its settings file, for people. uuid: the region's identity as the site knows it,
     "" where the site has not attached it. takes: attach the region, and make it if there is none. replaces: any region

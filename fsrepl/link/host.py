@@ -37,7 +37,7 @@ Launch = Callable[[HostSettings], ssh.Process]
 
 
 class Listener(Protocol):
-    """What is told of the connection. Called in the connection's own thread."""
+    """Receives the events of a connection, in the connection's own thread."""
 
     def on_frame(self, connection: Connection, frame: FromAgent) -> None: ...
 

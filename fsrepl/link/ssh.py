@@ -26,7 +26,7 @@ _NOT_FOUND, _SSH_FAILED = 127, 255
 
 
 class Process(Protocol):
-    """What carries a connection. read_fd and write_fd are its caller's to close."""
+    """The process that carries a connection. read_fd and write_fd are its caller's to close."""
 
     read_fd: int
     write_fd: int
@@ -35,7 +35,7 @@ class Process(Protocol):
         """End it, whatever it does."""
 
     def why_ended(self) -> str:
-        """What it said at its end, for people; empty where it said nothing."""
+        """The process's last message, for people; empty where there is none."""
 
 
 def command_line(settings: HostSettings) -> list[str]:

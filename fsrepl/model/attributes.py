@@ -357,7 +357,7 @@ _NATURAL = r"(0|[1-9][0-9]{0,19})"
 _PLAIN_POSIX = re.compile(
     rf'\{{"mode":"([0-7]{{4,6}})","uid":{_NATURAL},"gid":{_NATURAL},"mtime_ns":(-?){_NATURAL}\}}'.encode()
 )
-"""What _encode_posix writes of a file without an ACL."""
+"""The text that _encode_posix writes for a file without an ACL."""
 
 
 def _decode_posix(data: bytes) -> Posix:

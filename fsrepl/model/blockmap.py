@@ -127,7 +127,7 @@ class Cutter:
         self._known = iter(known)
         self._next_known = next(self._known, None)
         self._passed_over = 0
-        """So many of the next bytes belong to a known block."""
+        """The number of next bytes that belong to a known block."""
         self._most = 4 * average
         self._fastcdc = FastCDC(average, min_size=average // 2, max_size=self._most, normalized_chunking=1)
         self._rest = memoryview(bytearray(2 * self._most))

@@ -1,4 +1,4 @@
-"""What of a new content is already there, by two block maps: pure, for replication and repair."""
+"""The parts of a new content that are already there, by two block maps. Pure, for replication and repair."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Passing:
 
 
 _STATES_MAX = 1024
-"""So many states are remembered, of two KiB each."""
+"""The most states that are remembered, of two KiB each."""
 
 
 class _States:

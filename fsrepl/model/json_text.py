@@ -7,7 +7,7 @@ from typing import Any
 
 
 def loads(text: str | bytes) -> Any:
-    """As json.loads, with ValueError for all that is no JSON, and for values nested so deep that Python gives up.
+    """The value of a JSON text. Raises ValueError for all that is no JSON, and for values nested too deep for Python.
 
     Some 1,000 brackets are enough for that, and an attribute of a file can hold them that a user shares with the store.
     Bytes are UTF-8: json would take zero bytes near the beginning for UTF-16 or UTF-32; only damage puts them there.

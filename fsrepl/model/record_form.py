@@ -96,7 +96,7 @@ def _has_more(version: Version) -> bool:
 
 
 def shown_of(version: Version) -> dict[str, bytes]:
-    """What is shown of a version's record beside the whole one: not what the name and the inode tell."""
+    """The fields of a version's record that are also shown singly: not those that the name and the inode tell."""
     if (members := _usual(version)) is not None:
         found = {RECORD: f"{{{members}}}".encode()}
         return found | {DELIVERIES: attributes.encode_deliveries(version)} if version.deliveries else found
@@ -119,7 +119,7 @@ def shown_beside(data: bytes) -> bytes | None:
 
 
 def shown(fields: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The same, of the fields of a record."""
+    """The fields of a record that are also shown singly."""
     needless = {POSIX}
     if not keys.is_hidden(fields.get(KEY, b"")) and fields.get(VERSION_ID) != NULL.encode():
         needless.add(KEY)

@@ -55,7 +55,7 @@ class Result(Struct, frozen=True):
 
 
 class Scrub(Struct, frozen=True):
-    """What is remembered of a bucket's scrub."""
+    """The state of a bucket's scrub, as remembered."""
 
     current: Pass | None = None
     result: Result | None = None
@@ -89,7 +89,7 @@ class Scrub(Struct, frozen=True):
         return replace(self, current=Pass(now_ns, size))
 
     def asked(self, now_ns: int, size: int) -> Scrub:
-        """As a person wants it: at once, from where it is."""
+        """The state of a scrub that a person asked for: it goes on at once, from where it is."""
         current = replace(self.current or Pass(now_ns, size), asked=True, size=size)
         return replace(self, current=current, paused=False)
 
@@ -123,7 +123,7 @@ def encode(scrub: Scrub) -> str:
 
 
 def decode(text: str) -> Scrub:
-    """What is remembered; nothing where that cannot be read, since it can only cost another pass."""
+    """The remembered state; a new one where the text cannot be read, since that can only cost another pass."""
     try:
         said = json_text.loads(text)
         current = None

@@ -157,9 +157,9 @@ class Form(enum.StrEnum):
     """How content lies in a tier."""
 
     PLAIN = ""
-    """As a file to be read by anybody who may."""
+    """A file that anybody may read who has the right to."""
     ARCHIVED = "archived"
-    """As it is, but to be restored before it is read."""
+    """The plain content, which must be restored before it can be read."""
     ZSTD = "zstd"
     """Compressed, and to be restored before it is read."""
 
@@ -326,4 +326,4 @@ class Result(Struct, frozen=True):
     tracking: Tracking = Tracking.NONE
     job: bool = False
     crossed_bytes: int | None = None
-    """As in DeliveryRecord."""
+    """See DeliveryRecord."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 KEYS_MIN = 1000
-"""So many keys may always be deleted at once, whatever share of a bucket that is."""
+"""The number of keys that may always be deleted at once, whatever share of a bucket that is."""
 BURST_KEYS, BURST_QUIET_S = 100, 1.0
 """From so many deletions on, the decision waits until there was none for a moment: `rm -r` may be under way."""
 BURST_MAX_S = 5.0

@@ -61,7 +61,7 @@ class StaleView(Struct):
     is_warned: bool = False
     """The log has named the conflict."""
     is_made_anew: bool = False
-    """It shows the current version, but not in the form in which it is to be shown."""
+    """The view shows the current version, but in another form than it must."""
 
 
 class Overwritten(Struct):

@@ -15,9 +15,9 @@ from msgspec import Struct, field
 
 WINDOW_NS = 60_000_000_000
 KEYS_MAX = 10_000
-"""So many are known by their keys, some 4 MB."""
+"""The most deletions that are known by their keys, some 4 MB."""
 _PASS_ON = 1_000
-"""So many at a time become numbers."""
+"""The deletions that become numbers at a time."""
 
 
 class Deleted(Struct, frozen=True):
@@ -72,7 +72,7 @@ class Deletions(Struct):
     keys: dict[bytes, Deleted] = field(default_factory=dict)
     """The last of them, in the order of their deletion."""
     before: deque[_Numbers] = field(default_factory=deque)
-    """Those before."""
+    """The numbers of the deletions before these."""
     number_before: int = 0
     keys_before: int = 0
     """The number of current keys before the first of them; 0 while they are too few for that to matter."""

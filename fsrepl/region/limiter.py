@@ -67,8 +67,8 @@ class Limiter:
         """Time until the bytes up to a position are paid for. Bytes that others send meanwhile do not prolong it."""
         with self._guard:
             self._pay()
-            owed = min(position, self._sent) - self._paid  # a claim before it may have been given back
-            return max(0.0, owed / self._rate) if self._rate else 0.0
+            unpaid = min(position, self._sent) - self._paid  # a claim before it may have been given back
+            return max(0.0, unpaid / self._rate) if self._rate else 0.0
 
     def pause(self, stopped: Callable[[], bool]) -> None:
         """Wait until all bytes sent so far are paid for, or the wait is stopped. Not in a region's thread."""

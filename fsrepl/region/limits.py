@@ -57,7 +57,7 @@ class Progress(Struct):
     bytes_verified: int = 0
     """The part of bytes_done that was read back and hashed."""
     what: str = ""
-    """What is done, where it is neither a transfer nor a capture."""
+    """The kind of work, where it is neither a transfer nor a capture."""
     bytes_crossed: int = 0
     """The bytes that were sent: the destination had the others."""
     stop: bool = False
@@ -90,7 +90,7 @@ class Progress(Struct):
         return self._rate.per_s(now_s), self.bytes_total - self.bytes_done
 
     def news(self, now_s: float) -> str:
-        """What to log of it once a minute, where it takes longer than that; empty at other times."""
+        """The text to log once a minute, where the work takes longer than that; empty at other times."""
         if now_s - max(self.began_at_s, self.told_at_s) < _TOLD_S:
             return ""
         self.told_at_s = now_s

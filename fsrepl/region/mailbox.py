@@ -27,7 +27,7 @@ class HandOverMore(Struct, frozen=True):
 
 
 class TakeMore(Struct, frozen=True):
-    """That page. last: see Overflow.handed_over."""
+    """The page that HandOverMore asked for. last: see Overflow.handed_over."""
 
     source: str
     destination: str

@@ -14,7 +14,7 @@ from fsrepl.storage.journal.rows import Delivery
 LIVE_MAX = 10_000
 """New deliveries of one queue in memory, some 6 MB."""
 AGAIN_MAX = 5_000
-"""Those to be tried again, which so take no room from new ones; and as many that wait for the time of that."""
+"""The most deliveries to be tried again, which so take no room from new ones; and the most that wait for that time."""
 PAGE = 4_000
 FEW = 1_000
 """A queue asks for a page where fewer are ready."""

@@ -1,4 +1,4 @@
-"""What takes deliveries: one thread with a mailbox, and a queue for each pair of a source and a destination.
+"""A receiver of deliveries: one thread with a mailbox, and a queue for each pair of a source and a destination.
 
 A region of this machine takes deliveries into its trees (region.py), and does all other work in them besides. A region
 that is an S3 service only takes deliveries (daemon/uplink.py): it has no trees, views or scans. Only the thread itself

@@ -46,7 +46,7 @@ class Trouble(Struct):
 
 
 class Rest(Struct):
-    """What is left to do in a directory with so many names that it takes several steps.
+    """The rest of a directory with so many names that it takes several steps.
 
     packed: the names that are there, in order: the last of them first, many in one, joined by zero bytes. names: the
     next ones, unpacked. after: everything up to this name is done; None at the beginning. odd: those that are no

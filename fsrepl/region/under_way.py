@@ -1,4 +1,4 @@
-"""How far the operations are that take long, for whoever waits for one."""
+"""The progress of operations that take long, for those who wait for one."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ class Tasks:
                 self._all.pop(request, None)
 
     def find(self, request: str) -> Task:
-        """How far an operation is; nothing of nothing where it does not count itself, or has ended."""
+        """The progress of an operation; 0 of 0 where it does not count itself, or has ended."""
         return self._all.get(request) or Task()

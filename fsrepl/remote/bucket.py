@@ -24,7 +24,7 @@ from fsrepl.remote.client import Client
 from fsrepl.remote.failures import Absent, ServiceRefused
 
 COPY_MAX_BYTES = 5 << 30
-"""What one request may copy. Source: AWS, CopyObject."""
+"""The most that one request may copy. Source: AWS, CopyObject."""
 COPY_PART_BYTES = 1 << 30
 
 
@@ -63,7 +63,7 @@ class Listed(Struct, frozen=True):
 
 
 class Head(Struct, frozen=True):
-    """What is known of one version without its content."""
+    """The properties of one version, without its content."""
 
     metadata: Mapping[str, str]
     size: int
@@ -197,7 +197,7 @@ class RemoteBucket:
         self, name: str, version: str, metadata: Mapping[str, str], size: int, tags: Mapping[str, str],
         storage_class: str,
     ) -> str:  # fmt: skip
-        """The same, for an object that is larger than one request may copy."""
+        """A copy in parts, for an object that is larger than one request may copy."""
         upload = self.begin_upload(name, metadata, tags=tags, storage_class=storage_class)
         try:
             parts = []

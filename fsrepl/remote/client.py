@@ -37,7 +37,7 @@ class Client:
         self._made: Any = None
         self._credentials: Any = None
         self._connections: Connections | None = None
-        """Those on which small objects are put; None where botocore puts all by itself."""
+        """The connections on which small objects are put; None where botocore puts all by itself."""
         self._ways: dict[str, Way | None] = {}
         """By bucket, how small objects are put; None where that is left to botocore."""
         self._sent = threading.local()

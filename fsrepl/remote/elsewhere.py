@@ -24,12 +24,12 @@ class Elsewhere(abc.ABC):
     @property
     @abc.abstractmethod
     def what(self) -> str:
-        """What kind of region this is, for messages."""
+        """The kind of region, for messages."""
 
     @property
     @abc.abstractmethod
     def advice(self) -> str:
-        """What to do instead of a command on a bucket of it."""
+        """The alternative to a command on a bucket of the region, for messages."""
 
     @abc.abstractmethod
     def place_of(self, address: str) -> str:

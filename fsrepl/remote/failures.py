@@ -1,4 +1,4 @@
-"""What an S3 service's refusal means: an outage, a failed delivery, or something that is not there. Pure.
+"""The meaning of an S3 service's refusal: an outage, a failed delivery, or something that is not there. Pure.
 
 An outage ends by itself, or when a person mends what concerns all deliveries (credentials, clock, network): deliveries
 stay PENDING. A refusal of one delivery is FAILED, with S3's words. Source: S3's list of error codes.
@@ -40,7 +40,7 @@ CREDENTIALS = frozenset(
         "InvalidSecurity",
     }
 )  # fmt: skip
-"""Those of them that other credentials mend."""
+"""The codes among them that other credentials remedy."""
 _FULL = frozenset({"QuotaExceeded", "InsufficientStorage", "StorageFull", "XMinioStorageFull", "ServiceQuotaExceeded"})
 _CORRUPT = frozenset(
     {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody"}
@@ -87,7 +87,7 @@ class Absent(FsreplError):
 
 
 def words_of(code: str, message: str) -> str:
-    """What the service said, on one line. radosgw leaves out most messages."""
+    """The service's code and message, on one line. radosgw leaves out most messages."""
     text = " ".join(f"{code}: {message or 'the service says no more'}".split())
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= _WORDS_MAX else text[: _WORDS_MAX - 3] + "..."

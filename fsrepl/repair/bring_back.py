@@ -70,7 +70,7 @@ def bring_back(engine: Runtime, bucket: OpenBucket, recall: from_hosts.Recall) -
 def _from_afar(
     engine: Runtime, bucket: OpenBucket, recall: from_hosts.Recall
 ) -> Iterator[tuple[str, Iterator[versions.Staged | None]]]:
-    """What buckets of S3 services, and of regions on other machines, have of the versions; by their addresses."""
+    """The versions that buckets of S3 services, and of regions on other machines, have; by their addresses."""
     for remote in from_services.destinations(engine, bucket):
         yield remote.address, from_services.restore(engine, bucket, remote)
     for address in from_hosts.destinations(engine, bucket):

@@ -186,7 +186,7 @@ def _large_directory(
     bucket: OpenBucket, journal: Journal, path: bytes, fd: int, files: Iterator[bytes], *, spelled: bool, afresh: bool,
     remove: bool,
 ) -> tuple[list[tuple[bytes, keys.StoredName]], list[keys.StoredName]]:  # fmt: skip
-    """The same as _directory for one with a million files, without the names of all of them in memory.
+    """The differences of a directory with a million files, without the names of all of them in memory: see _directory.
 
     Of each name the hash is kept. Two names of 64 bits each that are equal by chance would take one for the other:
     among a million that has a probability of 1 in 40 million.

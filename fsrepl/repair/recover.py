@@ -37,7 +37,7 @@ log = logging.getLogger("fsrepl")
 
 
 class Left(Struct, frozen=True):
-    """What recovery leaves to the daemon.
+    """The work that recovery leaves to the daemon.
 
     fetched: the versions that are to be looked at, and fetched again where they are not whole, each with the name of
     the intent that records it. overtaken: see views/displaced.py.
@@ -220,7 +220,7 @@ def _shows(bucket: OpenBucket, version: Version) -> bool:
 
 
 def _look(bucket: OpenBucket, key: bytes) -> Found:
-    """As show.look. A view that may not be read counts as absent."""
+    """The entry at a view's path, as by show.look. A view that may not be read counts as absent."""
     try:
         return show.look(bucket, key)
     except OSError as error:
@@ -252,7 +252,7 @@ def _expected(bucket: OpenBucket, intent: intents.Intent, current: Version, foun
 
 
 def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> show.ShowResult:
-    """As show.show. A view that may not be changed, such as an immutable one, waits and delays no other."""
+    """Show a version. A view that may not be changed, such as an immutable one, waits, and delays no other."""
     try:
         return show.show(bucket, version, expected, staged)
     except PermissionError as error:

@@ -2,8 +2,8 @@
 
 Each bucket's scrub reads a small part at a time, in a background worker, when its turn has come (model/scrub.py). What
 it finds damaged is repaired like what any step finds (refetch.py). How far it is lies in the journal; where that is
-lost, a pass begins anew. A pass also removes what nobody needs any more: block maps without a version, damaged content
-that was kept long enough, unfinished copies that nobody goes on with.
+lost, a pass begins anew. A pass also removes what is not needed any more: block maps without a version, damaged content
+that was kept long enough, unfinished copies that are not continued.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _next(journal: Journal, address: str, current: Pass) -> list[tuple[Stored, i
 
 
 class _Found(Struct):
-    """What was found in a part."""
+    """The findings in a part of a pass."""
 
     checked: int = 0
     bytes: int = 0

@@ -108,5 +108,5 @@ def changed(
 
 
 def _apart_ns() -> int:
-    """How far the time of day is from that since the boot: the same for as long as nobody sets the clock."""
+    """The difference of the time of day and that since the boot: constant for as long as the clock is not set."""
     return time.time_ns() - time.clock_gettime_ns(_SINCE_BOOT)

@@ -1,4 +1,4 @@
-"""What an interrupted verification has read already: a file in the site's state, so that the next one can go on.
+"""The versions that an interrupted verification has read: a file in the site's state, so that the next one can go on.
 
 It says of a stored file that its content matched its hash, by the inode and the times that the file had then. A file
 that was changed since is read again, as are all records, which take little. Where the state cannot be written, as by

@@ -61,7 +61,7 @@ class Verification:
         self.tally = Tally()
         self._versions = Stored(self.hooks, self.tally)
         self._index = Journal("")
-        """Which version of each key is current, in a temporary file of SQLite's own."""
+        """The current version of each key, in a temporary file of SQLite's own."""
         self._sides: dict[str, Side | None] = {}
         self._found: list[tuple[Difference, Look]] = []
         self._groups: list[list[bytes]] | None = None

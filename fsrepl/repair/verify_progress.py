@@ -1,4 +1,4 @@
-"""What a verification has counted so far, and what its caller does for it meanwhile."""
+"""The counts of a verification, and the callbacks that its caller gives it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was sent to an agent by another machine, as a source of deliveries: see source.py.
+"""Deliveries that another machine has sent to an agent, as their source: see source.py.
 
 A version's record arrives with its delivery, and small content with it. Of larger content the parts that are missing
 here are asked for, several ahead of the one that is written, so that a long way costs no more than its bandwidth.
@@ -31,7 +31,7 @@ from fsrepl.storage.journal.rows import Delivery
 LACKS_CONTENT = "its content is sent once more"
 _PIECE_BYTES = 4 << 20
 _AHEAD_PIECES, _AHEAD_BYTES = 256, 16 << 20
-"""So many pieces, and so many bytes, are asked for at once."""
+"""The most pieces, and the most bytes, that are asked for at once."""
 _LOOK_S = 0.5
 _ZEROS_BYTES = 1 << 20
 
@@ -55,7 +55,7 @@ class Incoming:
         self.arrivals: dict[At, Arrival] = {}
         self._rights: dict[str, dict[bytes, Rights]] = {}
         self._orders: dict[str, dict[bytes, tuple[int, str]]] = {}
-        self._owed: set[At] = set()
+        self._pending: set[At] = set()
         self._tickets = itertools.count()
         self._waiting: dict[int, queue.SimpleQueue[Sent]] = {}
         self.why = ""
@@ -64,7 +64,7 @@ class Incoming:
     def add(self, frame: frames.Deliver) -> list[Version]:
         """Take in what was sent; its versions, each with its one delivery."""
         if not self.arrivals:
-            for each in (self._rights, self._orders, self._owed):
+            for each in (self._rights, self._orders, self._pending):
                 each.clear()
         self._rights.setdefault(frame.source, {}).update(frames.unpack_rights(frame.directories))
         self._orders.setdefault(frame.source, {}).update(frame.orders)
@@ -74,7 +74,7 @@ class Incoming:
             at = (frame.source, frame.destination, version.key, version.id)
             self.arrivals[at] = Arrival(version, item.with_tags, item.data)
             if version.link is not None and item.waits_for_link:
-                self._owed.add((frame.source, frame.destination, *version.link))
+                self._pending.add((frame.source, frame.destination, *version.link))
             found.append(version)
         return found
 
@@ -96,9 +96,9 @@ class Incoming:
         """The order of a directory's current version at a source, as it was sent with its files."""
         return self._orders.get(source, {}).get(key)
 
-    def is_owed(self, at: At) -> bool:
+    def is_pending(self, at: At) -> bool:
         """Whether a version of which another one is to be another name was still to be delivered when that was sent."""
-        return at in self._owed
+        return at in self._pending
 
     # -- content that is asked for
 
@@ -151,8 +151,8 @@ class ArrivedSource:
         recorded = version.deliveries[delivery.destination]
         return decide.Facts(with_tags=arrival.with_tags, edit=recorded.edit, **there(version))
 
-    def is_owed(self, key: bytes, version_id: str, destination: str) -> bool:
-        return self._incoming.is_owed((self._address, destination, key, version_id))
+    def is_pending(self, key: bytes, version_id: str, destination: str) -> bool:
+        return self._incoming.is_pending((self._address, destination, key, version_id))
 
     def rights(self, path: bytes) -> Rights | None:
         return self._incoming.rights(self._address, path)
@@ -257,7 +257,7 @@ class _Ahead:
             stack.close()
 
     def expect(self, pieces: Iterator[Span]) -> None:
-        """What will be taken, in order; the first call counts."""
+        """Announce the pieces that will be taken, in order; the first call counts."""
         if not self._is_told:
             self._is_told, self._expected, self._upcoming = True, pieces, next(pieces, None)
 

@@ -31,7 +31,7 @@ log = logging.getLogger("fsrepl")
 _MADE_MAX = 4
 """Of so many candidates a lost map is made again: each is a pass over the content."""
 _TRIES = 3
-"""So often is what does not match sent again before the whole copy is given up."""
+"""How often parts that do not match are sent again, before the whole copy is given up."""
 
 Held = tuple[bytes, str]
 """A key and a version id that the destination may have."""

@@ -65,7 +65,7 @@ class LargeDraft(Protocol):
 
     @property
     def foreseen(self) -> Sequence[Span]:
-        """What `missing` gives where the base can be read, in order; known once it has given the first."""
+        """The spans that `missing` gives where the base can be read, in order; known once it has given the first."""
 
     @property
     def compares(self) -> bool:
@@ -75,7 +75,7 @@ class LargeDraft(Protocol):
         """The parts of a missing span that differ from what is there."""
 
     def copy(self, fd: int, at: int, count: int) -> int:
-        """As Draft.copy. Parts of what is missing are copied in order."""
+        """Copy a part, as Draft.copy does. The parts of a missing span are copied in order."""
 
     def write_at(self, at: int, data: bytes) -> None:
         """Write a part that is missing, in order; where it compares, only what differs."""

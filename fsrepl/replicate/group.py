@@ -166,7 +166,7 @@ class DeliveryGroup:
             return False
         if any((item.delivery.key, item.delivery.id) == (key, version_id) for item in self.ready):
             return False
-        return self.source.is_owed(key, version_id, self.destination.address)
+        return self.source.is_pending(key, version_id, self.destination.address)
 
     def _is_unlooked_at(self, key: bytes, known: Object | None) -> bool:
         """Whether the view must be captured before its key gets a newer version.

@@ -25,7 +25,7 @@ from fsrepl.storage.journal.rows import Delivery, Outcome
 log = logging.getLogger("fsrepl")
 
 _OWN_VERSIONS_MAX, _ALIKE_MAX = 4, 16
-"""So many versions of the key itself, and so many of any key with the same size, are looked at for known content."""
+"""The versions of the key itself, and of any key with the same size, that are searched for known content at most."""
 
 
 def send_in_background(region: Region, state: BucketState, item: Item, open_source: Opener) -> None:

@@ -30,9 +30,9 @@ from fsrepl.storage.read_back import ReadBack
 PAGE_BYTES = 4096
 """The unit in which a changed block is compared with what is in its place in the base."""
 _WRITTEN_BYTES = 8 << 20
-"""So much is written to the disk at once."""
+"""The bytes that are written to the disk at once."""
 _COPIED_BYTES = 4 << 20
-"""So much of the base is copied at once: what was copied is read back and written to the disk meanwhile."""
+"""The bytes of the base that are copied at once; the copy before is read back and written to the disk meanwhile."""
 _FOLLOWED_MAX = 16
 """A clone is read back from the disk, and each write into it waits for the reads under way. Where more separate parts
 than this are written, it is read back when all of them are."""
@@ -40,9 +40,9 @@ _LEAVES_CACHE_BYTES = 128 << 20
 """From this size on a replica leaves the page cache as it gets to the disk: it would take the place of what people use,
 and to find memory for it takes longer than to copy it where all is in use."""
 _LEFT_BYTES = 64 << 20
-"""So much is left in the page cache at once, since it is not on the disk yet."""
+"""The most bytes left in the page cache, since they are not on the disk yet."""
 _RESERVED_MAX = 256
-"""So many separate parts are reserved in advance; more, as after scattered changes, are small."""
+"""The most separate parts that are reserved in advance; more, as after scattered changes, are small."""
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Deliveries to a bucket of an S3 service, in a thread of their own: decided, sent, and seen to be there.
 
 An object is complete or absent by itself, and is shown at once: nothing is staged, published or synced here. What is
-not atomic is the word of it. An intent in the journal precedes each request that makes a version, and where an intent
+not atomic is the record of it. An intent in the journal precedes each request that makes a version, and where an intent
 is left over, or the journal may lack one, the key's list says whether the version is there (storage/remote_key.py).
 """
 
@@ -49,7 +49,7 @@ class Task(Struct, frozen=True):
 
 
 class Done(Struct):
-    """What became of a task: an outcome, or why it is tried again. is_whole: the same holds for the whole service.
+    """The result of a task: an outcome, or why it is tried again. is_whole: that reason holds for the whole service.
 
     is_busy: the service wants fewer requests at once.
     """

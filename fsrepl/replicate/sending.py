@@ -114,7 +114,7 @@ class Sending:
             log.warning("role refused bucket=%s: %s", self._source.address, error)
             return error.reason
 
-    def is_owed(self, key: bytes, version_id: str, destination: str) -> bool:
+    def is_pending(self, key: bytes, version_id: str, destination: str) -> bool:
         version = versions.read(self._source, key, version_id, marker=False)
         recorded = version.deliveries.get(destination) if version is not None else None
         return recorded is not None and recorded.status is Status.PENDING

@@ -55,9 +55,9 @@ class Source(Protocol):
     def facts(
         self, delivery: Delivery, version: Version | None, there: Callable[[Version], dict[str, Any]]
     ) -> decide.Facts:
-        """What decides about a delivery. there: the facts of the destination, asked where the version is there."""
+        """The facts that decide about a delivery. there: those of the destination, asked where the version is there."""
 
-    def is_owed(self, key: bytes, version_id: str, destination: str) -> bool:
+    def is_pending(self, key: bytes, version_id: str, destination: str) -> bool:
         """Whether a version is still to be delivered to a destination."""
 
     def rights(self, path: bytes) -> Rights | None:

@@ -226,7 +226,7 @@ def place(value: object) -> Place:
 
 
 def key_prefix(value: object) -> str:
-    """What the keys of a bucket begin with: nothing, or a path that ends in a slash."""
+    """The prefix of a bucket's keys: empty, or a path that ends in a slash."""
     found = text(value)
     if found and (not found.endswith("/") or found.startswith("/") or "//" in found or len(found.encode()) > 256):
         raise ValueError('a path of at most 256 bytes that ends in a "/", such as "backups/host7/", or ""')

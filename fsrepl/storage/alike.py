@@ -1,4 +1,4 @@
-"""Which contents of a bucket share blocks with a new one, in whatever keys: after a rename with an edit, say, or of a
+"""Contents of a bucket that share blocks with a new one, in whatever keys: after a rename with an edit, say, or of a
 dump that has another name each night.
 
 Of each content a few block digests are kept in memory, the smallest ones, which are a fair sample of all: contents

@@ -103,7 +103,7 @@ class OpenBucket:
         return False
 
     def link_target(self, at: int, name: bytes, found: os.stat_result) -> LinkTarget | None:
-        """What a symlink of this status leads to, if the daemon made it as the view of content in a tier; else None.
+        """The target of a symlink of this status, if the daemon made it as the view of content in a tier; else None.
 
         Only a symlink of the daemon's own user is believed, and its text alone is read: it is never followed.
         """
@@ -233,7 +233,7 @@ class Bucket:
         self.away = False
         """Whether the region or the bucket's folder was missing when last opened."""
         self.halt: Halt | None = None
-        """So much was deleted at once that the deletions are held. Read when a region brings the bucket up."""
+        """Set where the deletions are held, since they were so many. Read when a region brings the bucket up."""
         self.ids = clock.VersionIds()
         self.reflinks: bool | None = None
         self.links: bool | None = None
@@ -316,7 +316,7 @@ class Bucket:
         return opened
 
     def unusable(self, error: OSError) -> FsreplError:
-        """What to raise where a folder of .fsrepl cannot be opened."""
+        """The error to raise where a folder of .fsrepl cannot be opened."""
         if isinstance(error, PermissionError):
             return Disowned(f"bucket {self.address}: its .fsrepl cannot be opened: {reason(error)}")
         what = f"its .fsrepl folder is gone; {self._adopt_hint}" if error.errno in GONE else reason(error)

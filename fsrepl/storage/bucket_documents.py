@@ -29,7 +29,7 @@ class RuleSince(Struct, frozen=True):
 
 
 class Identity(Struct, frozen=True):
-    """What bucket.json says.
+    """The content of bucket.json.
 
     trees: whether directories and symlinks are objects too. replaces: the uuids of lost buckets in whose place this one
     was made: content in tiers may still say that it is theirs.
@@ -73,7 +73,7 @@ def looks(fs: Fs, meta: int, address: str) -> dict[bytes, tuple[int, ...]]:
 
 
 def read_identity(fs: Fs, meta: int, address: str) -> Identity | None:
-    """What bucket.json says; None where it is gone. Raises DocumentInvalid."""
+    """The content of bucket.json; None where it is gone. Raises DocumentInvalid."""
     return _read(fs, meta, address, b"bucket.json", _parse_identity, None)
 
 

@@ -23,7 +23,7 @@ _REPLACES_CACHED_BYTES = 128 << 20
 """From this size on a copy replaces the version before in the page cache: other memory would be taken from what people
 use, and to find it takes longer than to copy where all is in use."""
 _RESERVED_MAX = 256
-"""So many separate parts of a sparse file are reserved in advance."""
+"""The most separate parts of a sparse file that are reserved in advance."""
 
 
 def copy_aside(bucket: OpenBucket, fd: int, name: bytes, told: Callable[[int], None] | None = None) -> bytes:

@@ -398,7 +398,7 @@ class Fs:
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def zeros(self, count: int) -> Iterator[bytes]:
-        """So many zeros, the content of a hole, in chunks of up to one MiB. ECANCELED as with chunks."""
+        """Zeros, the content of a hole of `count` bytes, in chunks of up to one MiB. ECANCELED as with chunks."""
         for left in range(count, 0, -_CHUNK):
             yield _ZEROS if left >= _CHUNK else _ZEROS[:left]
             if self.interrupted and count >= _LONG_BYTES:

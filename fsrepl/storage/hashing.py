@@ -26,7 +26,7 @@ from fsrepl.storage.fs import Fs
 
 BUFFER_BYTES = 2 << 20
 _AHEAD, _BEHIND = 3, 3
-"""So many pieces are read ahead of the latest one, and so many before it may still be in use."""
+"""The pieces read ahead of the latest one, and those before it that may still be in use."""
 _READS, _READS_AHEAD = 4, 6
 """Past the page cache, so many reads are under way at once, and so many pieces are read ahead: a disk of today needs
 some MiB of requests at any time for its full rate, as the kernel's own read-ahead makes them."""
@@ -92,7 +92,7 @@ def _is_at_hand(fs: Fs, fd: int) -> bool:
 
 
 def _pieces_at_hand(fs: Fs, fd: int, final: Final | None) -> Iterator[Piece]:
-    """As pieces, of a file that is in memory: each is read when it is asked for."""
+    """The pieces of a file that is in memory: each is read when it is asked for."""
     buffers: list[memoryview] = []
     for number, (at, size, is_hole) in enumerate(_steps(fs, fd, final)):
         if len(buffers) <= _BEHIND:

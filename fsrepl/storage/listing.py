@@ -45,8 +45,8 @@ class Entry(Struct, frozen=True, gc=False):
 
 
 class Wanted(Struct, frozen=True):
-    """What of a bucket is listed. start: keys before this one may be left out. known: what the journal has of its
-    versions, None where that is not to be believed. newest: of each key only the newest version or marker."""
+    """The part of a bucket that is listed. start: keys before this one may be left out. known: its versions by the
+    journal, None where that is not trusted. newest: of each key only the newest version or marker."""
 
     prefix: bytes = b""
     start: bytes = b""

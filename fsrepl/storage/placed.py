@@ -84,7 +84,7 @@ def is_shown(bucket: OpenBucket, key: bytes, place: Place) -> bool:
 
 
 def leads_there(bucket: OpenBucket, key: bytes, token: str) -> bool:
-    """As is_shown, by the token of the content."""
+    """Whether a view leads to the content with a token."""
     directory, name = keys.split(key)
     try:
         at = bucket.views.get(directory)

@@ -12,7 +12,7 @@ from fsrepl.storage import hashing
 from fsrepl.storage.bucket import OpenBucket
 
 _FOLLOWS_BYTES = 2 << 20
-"""What is written is read back in parts of at least this size."""
+"""The least size of the parts in which written content is read back."""
 _PAGE_BYTES = 4096
 
 

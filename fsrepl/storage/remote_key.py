@@ -1,4 +1,4 @@
-"""What a bucket of an S3 service has of one key: by the journal, and where that is in doubt by the bucket's own list.
+"""One key in a bucket of an S3 service: by the journal, and where that is in doubt by the bucket's own list.
 
 A version is found by the identity in its metadata, whatever id the service gave it. A marker has no metadata: one that
 belongs to no known version is taken for ours where it lies between the versions that ours lies between.

@@ -1,4 +1,4 @@
-"""Which blocks two files share, as a reflink and what it was made of do: there they have the same content.
+"""Blocks that two files share, as a reflink and its origin do: there they have the same content.
 
 A write into either moves what it changes to other blocks. Where they share all of them, the content of a clone may be
 read from the other file, if that one is in the page cache and the clone is not: each inode has a cache of its own.

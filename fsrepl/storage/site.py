@@ -87,7 +87,7 @@ class Site:
         return {**self.services, **self.hosts}
 
     def introduce(self, host: Host) -> Hello:
-        """What the agent of a region on another machine is told first."""
+        """The first frame for the agent of a region on another machine."""
         found, place = self.settings, host.settings.place
         limited = dataclasses.replace(
             found.replication,
@@ -219,7 +219,7 @@ class Site:
         self.set_silent(probe.silent(self._questions(), within_s), within_s)
 
     def ask_regions_in_threads(self, ask: probe.Asker) -> None:
-        """The same for a process that stays: see probe.Threads."""
+        """Ask regions in threads, for a process that stays: see probe.Threads."""
         questions = self._questions()
         self.set_silent(questions.keys() - ask(questions).keys())
 

@@ -37,7 +37,7 @@ def sweep(bucket: OpenBucket) -> int:
 
 
 def sweep_lasting(bucket: OpenBucket) -> None:
-    """Remove the unfinished copies of large files that nobody goes on with."""
+    """Remove the unfinished copies of large files that are not continued."""
     for name, _ in list(bucket.fs.entries(bucket.tmp)):
         if _LASTING.fullmatch(name) and not _may_last(bucket, name):
             unstage(bucket, name)

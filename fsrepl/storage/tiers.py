@@ -201,7 +201,7 @@ class Tier(Struct, frozen=True):
 
 
 class LinkTarget(Struct, frozen=True):
-    """What a symlink into a tier leads to: the token of a content, and its file name there."""
+    """The target of a symlink into a tier: the token of a content, and its file name there."""
 
     token: str
     name: bytes
@@ -218,7 +218,7 @@ def decoded(fs: Fs, fd: int, place: Place | None) -> Iterator[bytes]:
 
 
 def link_target(bucket: str, target: bytes) -> LinkTarget | None:
-    """What a symlink leads to if it is one into a tier, wherever that was mounted when it was made; else None.
+    """The target of a symlink if it is one into a tier, wherever that was mounted when it was made; else None.
 
     Nothing but the text is looked at: whether a version has that token is another question.
     """

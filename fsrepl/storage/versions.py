@@ -344,8 +344,8 @@ def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None
 def look_at(
     bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None = None, asks_lock: bool = False
 ) -> Looked | None:
-    """As read, and where the record is. asks_lock: also whether the version may be removed: its stored file, or its
-    content in a tier, may be immutable."""
+    """A version, as by read, and where its record is. asks_lock: also whether the version may be removed: its stored
+    file, or its content in a tier, may be immutable."""
     last = keys.split(key)[1]
     for kind in (False, True) if marker is None else (marker,):
         try:
@@ -372,7 +372,7 @@ class Glance(NamedTuple):
 def glance_at(
     bucket: OpenBucket, key: bytes, version_id: str, created_ns: int, *, marker: bool, asks_lock: bool
 ) -> Glance | None:
-    """As look_at, of a version of which all else is known, with half the calls. Its content lies in the store.
+    """The record of a version of which all else is known, with half the calls of look_at. Its content is in the store.
 
     None where its record is not as simple as most, or not that of this version and time. Raises OSError.
     """

@@ -52,8 +52,9 @@ def look_before_showing(region: Region, state: BucketState, bucket: OpenBucket, 
 
 
 def look_before_recovery(region: Region, state: BucketState, bucket: OpenBucket, found: Iterable[bytes]) -> None:
-    """The same after a crash, for keys of intents. Directories that are made for replicas get a record first, as in a
-    delivery: without one they would be taken for their users'. While a source is away, they are the daemon's alone.
+    """Look at the directories of keys of intents, after a crash. Directories that are made for replicas get a record
+    first, as in a delivery: without one they would be taken for their users'. While a source is away, they are the
+    daemon's alone.
     """
     wanted = list(found)
     look_before_showing(region, state, bucket, wanted)

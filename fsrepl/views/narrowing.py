@@ -23,7 +23,7 @@ OrderAt = Callable[[bytes], Order | None]
 
 
 def order_in(engine: Runtime, address: str) -> OrderAt:
-    """The same for a bucket here."""
+    """The order of a key's current version in a bucket here."""
 
     def order(key: bytes) -> Order | None:
         found = engine.journal.versions.object(address, key)

@@ -58,7 +58,7 @@ def _apart(region: Region, state: BucketState, source: str) -> Iterator[tuple[Ro
 def _split(
     state: BucketState, there: Mapping[bytes, Object], here: Mapping[bytes, Object]
 ) -> Iterator[tuple[Row, Sequence[Row]]]:
-    """The same of the names of one file: their rows at the source, and here."""
+    """The oldest name of a file, and those that are another file here. there, here: rows at the source, and here."""
     shown = sorted(
         (
             (key, known)

@@ -102,7 +102,7 @@ def repair_left(
 def repair_all_left(
     engine: Runtime, state: BucketState, bucket: OpenBucket, left: Iterable[tuple[bytes, str, Version | None]]
 ) -> None:
-    """The same for many: key, version id and record of each."""
+    """Repair the records of many versions: key, version id and record of each."""
     found: list[Version] = []
     lost: list[overwritten.At] = []
     for key, version_id, record in left:

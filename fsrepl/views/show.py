@@ -156,7 +156,7 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
 
 
 def removed(bucket: OpenBucket, key: bytes, expected: View | None) -> Shown:
-    """What became of a view that its user removed, or replaced, before the daemon did.
+    """The result for a view that its user removed, or replaced, before the daemon did.
 
     Where it was a version's stored file, it may have been written into before: with another version current, no capture
     looks at it any more.

@@ -32,7 +32,7 @@ _STALE_MAX_S = 30.0
 _PASSING_S = 5.0
 """The log names a conflict that has lasted so long."""
 _CAPTURED_MAX = 5
-"""So often a view is tried at once when its file was captured."""
+"""How often a view is tried at once when its file was captured."""
 _EMPTIED_MAX = 20
 """After so many tries a directory that does not become empty counts as a conflict."""
 
@@ -181,7 +181,7 @@ def show_changed(region: Region, state: BucketState, bucket: OpenBucket, key: by
 
 
 def mark_all_fresh(region: Region, state: BucketState, bucket: OpenBucket, keys_: Iterable[bytes]) -> None:
-    """As mark_fresh, for many keys, of which few are stale or none."""
+    """Mark the views of many keys as fresh, of which few are stale or none: see mark_fresh."""
     for key in [key for key in keys_ if key in state.stale]:
         mark_fresh(region, state, bucket, key)
 

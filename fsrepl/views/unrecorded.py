@@ -36,7 +36,7 @@ def compare(view: View | None, found: os.stat_result | None) -> Look:
 
 
 def look_closely(bucket: OpenBucket, key: bytes, view: View | None) -> tuple[Look, bool | None]:
-    """As look, and whether a program has the file open for writing; None where that cannot be known."""
+    """A look, and whether a program has the file open for writing; None where that cannot be known."""
     written = None
     if view is not None and not keys.is_directory(key):
         try:

@@ -66,7 +66,7 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
 
 
 def _show_link(bucket: OpenBucket, view: View, version: Version) -> View | None:
-    """The same for a symlink, which has owner and time alone. It is changed in its place: it may have other names."""
+    """Show the metadata of a symlink, which has owner and time alone, in its place: it may have other names."""
     if not bucket.bucket.trees or (fd := _opened(bucket, version.key, bucket.fs.open_inode)) is None:
         return None
     try:

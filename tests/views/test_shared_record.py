@@ -13,7 +13,7 @@ SOURCE, DESTINATION = "east/src", "west/dst"
 VERSION = Version(b"k", "01K", 100, tags={"colour": "red"})
 
 
-def owing(recorded: DeliveryRecord) -> Version:
+def pending(recorded: DeliveryRecord) -> Version:
     return replace(VERSION, deliveries={DESTINATION: recorded})
 
 
@@ -37,14 +37,14 @@ PENDING = DeliveryRecord("rule", Status.PENDING, storage_class="STANDARD_IA", ow
 )
 def test_what_the_index_has_too_stays_as_it_is(recorded: DeliveryRecord) -> None:
     """G11: it is the very same version, so nothing is written."""
-    version = owing(recorded)
+    version = pending(recorded)
     assert with_indexed(version, indexed(recorded)) is version
 
 
 def test_an_older_status_gives_way_to_that_of_the_index() -> None:
     """G11: fields that the index does not have are taken from the record."""
     ended = DeliveryRecord("rule", Status.FAILED, "DstBucketNotFound", since_ns=150)
-    (found,) = with_indexed(owing(PENDING), indexed(ended)).deliveries.values()
+    (found,) = with_indexed(pending(PENDING), indexed(ended)).deliveries.values()
     assert found == replace(ended, storage_class="STANDARD_IA", owner="Destination")
 
 
@@ -52,7 +52,7 @@ def test_what_only_one_of_the_two_has() -> None:
     """G11: the index has newer deliveries, and lacks cancelled ones."""
     asked = DeliveryRecord("rule", Status.PENDING, job="job", since_ns=150)
     assert with_indexed(VERSION, indexed(asked)).deliveries == {DESTINATION: asked}
-    assert with_indexed(owing(PENDING), {}).deliveries == {}
+    assert with_indexed(pending(PENDING), {}).deliveries == {}
 
 
 def test_edits_that_a_record_knows_nothing_of_count() -> None:

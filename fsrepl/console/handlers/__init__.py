@@ -1,4 +1,4 @@
-"""What is done for each address of the console: a function from a visit to a response, run in a thread."""
+"""The handler of each address of the console: a function from a visit to a response, run in a thread."""
 
 from __future__ import annotations
 

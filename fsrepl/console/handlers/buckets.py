@@ -59,7 +59,7 @@ def create(visit: Visit) -> Response:
 
 
 def adopt_page(visit: Visit) -> Response:
-    """What it takes to make a bucket of a folder with files. Nothing is changed."""
+    """The page before a folder with files becomes a bucket: space and time needed. Nothing is changed."""
     wanted = Address.parse_bucket(f"{visit.get('region').strip()}/{visit.get('name').strip()}")
     trees = bool(visit.get("trees"))
     room = visit.gateway.ask(requests.AdoptBucket(wanted, dry_run=True, trees=trees))

@@ -74,7 +74,7 @@ def acknowledge(visit: Visit) -> Response:
 
 
 def undelete_page(visit: Visit) -> Response:
-    """What would come back."""
+    """The page before an undelete: the keys that would come back."""
     address, since = visit.bucket(), visit.get("since")
     found: dict[str, Any] = {"Keys": 0, "Bytes": 0, "First": []}
     for batch in _batches(visit, requests.Undelete(address, since=since, count=True)):

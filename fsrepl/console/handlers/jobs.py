@@ -32,7 +32,7 @@ def live(visit: Visit) -> str:
 
 
 def _scrubs(visit: Visit) -> Document:
-    """How far the scrub of each bucket is."""
+    """The progress of the scrub of each bucket."""
     site = visit.gateway.site()
     with reader.reader(site) as journal:
         return scrubs.status(site, journal)

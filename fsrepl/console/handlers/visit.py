@@ -117,7 +117,7 @@ class Visit:
         return is_plain and address.startswith("/") and not address.startswith(("//", "/\\"))
 
     def done(self, text: str, to: str = "") -> Response:
-        """What a form leads to: a page, with a notice of what was done."""
+        """The response to a form: a redirection to a page, with a notice of its result."""
         self.session.tell(text)
         self.watch.look_again()
         return RedirectResponse(to or self.back(), 303)

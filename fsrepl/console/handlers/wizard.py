@@ -117,7 +117,7 @@ def save(visit: Visit) -> Response:
 
 
 def existing(visit: Visit) -> Response:
-    """What was written, read back; and the question about the objects of before."""
+    """The configuration as written and read back, and the question about objects from before it."""
     source = visit.get("source")
     site = visit.gateway.site_with(source)
     document = replication.configuration(site, source).document

@@ -54,7 +54,7 @@ def _plots(samples: Sequence[Sample], name: str, ago: str, from_s: float, now_s:
 
 
 def _rate(sample: Sample, number: int) -> float:
-    """So many a second in the sample's step."""
+    """The rate of a number in the sample's step, in 1/s."""
     return number / sample.seconds if sample.seconds > 0 else 0.0
 
 

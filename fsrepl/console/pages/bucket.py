@@ -15,7 +15,7 @@ from fsrepl.model import keys
 
 
 class Place(Struct, frozen=True):
-    """What of a bucket is shown. folder: without a slash at its end."""
+    """The part of a bucket that is shown. folder: without a slash at its end."""
 
     bucket: str
     folder: bytes = b""

@@ -1,4 +1,4 @@
-"""What the doctor found, the worst first."""
+"""The findings of the doctor, the worst first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The overview: regions, buckets, rules, what is wrong and how to mend it, plots, transfers."""
+"""The overview: regions, buckets, rules, problems and their remedies, plots, transfers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SILENT = frozenset({Kind.SKIPPED, Kind.MOVING})
 
 
 class Remedy(Struct, frozen=True):
-    """A button that mends something (a form to `action`), or a link to where that is done."""
+    """A button that repairs something (a form to `action`), or a link to the page for that."""
 
     label: str
     action: str
@@ -58,7 +58,7 @@ def live(frame: Frame, status: Document, regions: Sequence[Document], record: Re
 
 
 def problems(status: Document) -> list[Problem]:
-    """What is wrong, each with what mends it."""
+    """The problems, each with its remedies."""
     found: dict[str, Problem] = {}
     daemon = status["daemon"]
     if not daemon["running"]:

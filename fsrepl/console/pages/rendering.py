@@ -28,7 +28,7 @@ NAVIGATION = (
 
 
 class Frame(Struct, frozen=True):
-    """What every page shows around its content.
+    """The frame of every page around its content.
 
     path: the address of the page, to which its forms lead back. csrf: the token of its forms. can_leave: whether there
     is a session to end. trouble: why nothing can be changed now.

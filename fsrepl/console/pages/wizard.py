@@ -28,7 +28,7 @@ SAME = ""
 
 
 class Answers(Struct, frozen=True):
-    """What was answered so far; empty where a question was not answered yet.
+    """The answers so far; empty where a question was not answered yet.
 
     prefixes: each with the storage class of its replicas. role None: not answered, empty: a new one. existing: add or
     replace, where the source has rules.
@@ -93,7 +93,7 @@ class Answers(Struct, frozen=True):
                 return Answers(source=self.source if self.region else "")
 
     def request(self, *, dry_run: bool) -> EnableReplication:
-        """What carries the answers out. Raises Usage where one is missing."""
+        """The request that carries the answers out. Raises Usage where one is missing."""
         if self.step < 5:
             raise Usage(f"step {self.step} is not answered yet")
         classes = dict(self.prefixes) if self.scope == PREFIXES else {}
@@ -116,7 +116,7 @@ def overlapping(prefixes: Sequence[tuple[str, str]], prefix: str) -> str:
 
 
 def commands(request: EnableReplication) -> list[str]:
-    """The same as commands: one for each storage class of prefixes."""
+    """A request as commands: one for each storage class of prefixes."""
     by_class: dict[str, list[str]] = {}
     for prefix in request.prefixes:
         by_class.setdefault(request.storage_classes.get(prefix, SAME), []).append(prefix)

@@ -19,7 +19,7 @@ _FREE_MIN_BYTES, _FREE_SHARE = 16 << 20, 8
 _LOCKED_MAX_S = 60.0
 """The time for which another program, such as a backup, may keep the journal locked before that is an error."""
 _LOG_PAGES = 4000
-"""So many pages of 4 KiB are logged before they are written to their places: a page that many batches change is then
+"""The pages of 4 KiB that are logged before they are written to their places: a page that many batches change is then
 written there once."""
 _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -63,7 +63,7 @@ _ADDED = {
     "size INTEGER, remote TEXT, upload TEXT, PRIMARY KEY (bucket, key, created, id)) WITHOUT ROWID",
     "remote_listed": "CREATE TABLE remote_listed (bucket INTEGER, key BLOB, PRIMARY KEY (bucket, key)) WITHOUT ROWID",
 }
-"""What a journal of an earlier build may lack, or have as another index, by name: made when it is opened."""
+"""The parts that a journal of an earlier build may lack, or have otherwise, by name: made when it is opened."""
 _DROPPED = frozenset({"large"})
 """Indexes of earlier builds that nothing uses."""
 _ALWAYS = ("id", "created", "marker", "shown", "size", "mtime", "ctime", "mode", "status", "destination", "scanned")

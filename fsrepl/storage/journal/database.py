@@ -48,7 +48,7 @@ class Journal(Connection):
         self.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
 
     def listed(self, address: str) -> Listed:
-        """What is known of a bucket's versions, for one list."""
+        """The rows of a bucket's versions, for one list."""
         return Listed(self, address)
 
     def crossed(self, address: str) -> dict[tuple[str, str], tuple[int, int]]:
@@ -123,7 +123,7 @@ class Journal(Connection):
         self.set_fact(f"tree {address}", tree)
 
     def settled(self, address: str) -> str:
-        """What is noted of the last moment at which all of a bucket's store was in its rows: see repair/settled.py."""
+        """The note of the last moment at which all of a bucket's store was in its rows: see repair/settled.py."""
         return self.fact(f"settled {address}")
 
     def set_settled(self, address: str, noted: str) -> None:

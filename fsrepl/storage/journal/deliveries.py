@@ -114,7 +114,7 @@ class Deliveries:
         return self.unfinished_of(source, [key]).get(key, {})
 
     def unfinished_of(self, source: str, keys_: Iterable[bytes]) -> dict[bytes, dict[str, Status]]:
-        """The same for many keys, by key; keys without any are left out."""
+        """The unfinished deliveries of many keys, by key; keys without any are left out."""
         found: dict[bytes, dict[str, Status]] = {}
         wanted = iter(keys_)
         while some := list(itertools.islice(wanted, _KEYS_MAX)):

@@ -1,4 +1,4 @@
-"""What the journal has of the versions of a bucket, for lists: read some names at a time, in the order of a list."""
+"""The journal's rows of a bucket's versions, for lists: read some names at a time, in the order of a list."""
 
 from __future__ import annotations
 

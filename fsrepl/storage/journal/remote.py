@@ -78,7 +78,7 @@ class Remote:
         return found
 
     def listed(self, address: str, keys: Sequence[bytes]) -> set[bytes]:
-        """Those of some keys that were listed since the journal is trusted."""
+        """The keys, of some, that were listed since the journal is trusted."""
         number, found = self._connection.ids.get(address), set[bytes]()
         for start in range(0, len(keys), _KEYS_MAX):
             some = keys[start : start + _KEYS_MAX]
@@ -138,7 +138,7 @@ class Remote:
         return RemoteCounts(objects, versions, size, current)
 
     def delivered_counts(self, address: str) -> RemoteCounts:
-        """The same of what was delivered to a bucket: of a region on another machine nothing else is known here."""
+        """Counts of the versions delivered to a bucket: of a region on another machine nothing else is known here."""
         objects, current = self._connection.execute(
             "SELECT count(*), CAST(total(size) AS INTEGER) FROM (SELECT marker, size, max(created) FROM delivery "
             "WHERE destination = ? AND status = 'COMPLETED' GROUP BY bucket, key) WHERE NOT marker",

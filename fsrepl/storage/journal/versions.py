@@ -412,7 +412,7 @@ class Versions:
     def sizes_after(
         self, address: str, last: tuple[bytes, bytes, int, str] | None, limit: int
     ) -> list[tuple[Stored, int]]:
-        """As versions_after, from a position on, each with its size in bytes."""
+        """The next versions and markers, as by versions_after, from a position on, each with its size in bytes."""
         rows = self._connection.execute(
             "SELECT dir, name, created, id, marker, size FROM version "
             "WHERE bucket = ? AND (dir, name, created, id) > (?, ?, ?, ?) ORDER BY dir, name, created, id LIMIT ?",
