@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import textwrap
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fsrepl.errors import Usage
@@ -108,17 +108,29 @@ def _added(text: str, name: str, table: str, settings: dict[str, str]) -> str:
         raise Usage(f"there is a region {name} already; `fsrepl region forget {name}` removes it from the settings")
     new = table.rstrip("\n").split("\n")
     regions[name] = settings
+    result = _with_table(text, new, after=("regions",))
+    return _checked(result, expected, f"add [{title_of(('regions', name))}] to {FILE} by hand")
+
+
+def _with_table(text: str, new: Sequence[str], after: tuple[str, ...]) -> str:
+    """The text of a file with the lines of a new table after the last one whose name begins so, else at the end."""
     lines, found = text.split("\n"), [s for s in statements(text) if s.keys]
     at = len(text.rstrip().split("\n"))
-    last = max((i for i, s in enumerate(found) if s.keys[0][0] == "regions"), default=None)
+    last = max((i for i, s in enumerate(found) if s.keys[0][: len(after)] == after), default=None)
     if last is not None:
         while last + 1 < len(found) and not found[last + 1].header:
             last += 1
         at = _with_comments(lines, found[last].end)
     block = [*([""] if "".join(lines[:at]) else []), *new, *([""] if at < len(lines) and lines[at].strip() else [])]
     block = [line + "\r" for line in block] if "\r\n" in text else block
-    result = "\n".join(lines[:at] + block + (lines[at:] or [""]))
-    return _checked(result, expected, f"add [{title_of(('regions', name))}] to {FILE} by hand")
+    return "\n".join(lines[:at] + block + (lines[at:] or [""]))
+
+
+def _cut(lines: list[str], first: int, end: int) -> None:
+    """Remove lines, and one of the blank lines around them."""
+    if first and not lines[first - 1].strip() and (end == len(lines) or not lines[end].strip()):
+        first -= 1
+    del lines[first:end]
 
 
 def move_region(text: str, name: str, path: str) -> str:
@@ -150,15 +162,7 @@ def put_class(text: str, region: str, name: str, values: Mapping[str, object]) -
     expected["regions"][region].setdefault("classes", {})[name] = dict(values)
     keys = ("regions", region, "classes", name)
     new = [f"[{title_of(keys)}]", *(f"{each} = {quoted(value)}" for each, value in values.items())]
-    found = [s for s in statements(text) if s.keys]
-    last = max((i for i, s in enumerate(found) if s.keys[0][:2] == ("regions", region)), default=0)
-    while last + 1 < len(found) and not found[last + 1].header:
-        last += 1
-    lines = text.split("\n")
-    at = _with_comments(lines, found[last].end)
-    block = ["", *new, *([""] if at < len(lines) and lines[at].strip() else [])]
-    block = [line + "\r" for line in block] if "\r\n" in text else block
-    result = "\n".join(lines[:at] + block + (lines[at:] or [""]))
+    result = _with_table(text, new, after=("regions", region))
     return _checked(result, expected, f"add [{title_of(keys)}] to {FILE} by hand")
 
 
@@ -175,9 +179,7 @@ def remove_class(text: str, region: str, name: str) -> str:
         if statement.header and statement.table == keys:
             own = list(itertools.takewhile(lambda s: not s.header, found[i + 1 :]))
             first, end = statement.first, _with_comments(lines, (own or [statement])[-1].end)
-            if first and not lines[first - 1].strip() and (end == len(lines) or not lines[end].strip()):
-                first -= 1  # one of the blank lines around it
-            del lines[first:end]
+            _cut(lines, first, end)
     return _checked("\n".join(lines), expected, f"remove [{title_of(keys)}] from {FILE} by hand")
 
 
@@ -197,9 +199,7 @@ def remove_region(text: str, name: str) -> str:
             first, end = statement.first, statement.end
         else:
             continue
-        if first and not lines[first - 1].strip() and (end == len(lines) or not lines[end].strip()):
-            first -= 1  # one of the blank lines around it
-        del lines[first:end]
+        _cut(lines, first, end)
     return _checked("\n".join(lines), expected, f"remove region {name} from {FILE} by hand")
 
 
