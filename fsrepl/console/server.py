@@ -30,6 +30,7 @@ from fsrepl.console.access import Access
 from fsrepl.console.app import BY_SOCKET, LINK_HEADER, READ_ONLY_HEADER
 from fsrepl.console.gateway import Gateway, Watch, check_user
 from fsrepl.console.pages import rendering
+from fsrepl.daemon.control import short_path
 from fsrepl.daemon.log_output import LogOutput
 from fsrepl.errors import FsreplError, Usage, reason
 from fsrepl.settings import Settings, listening
@@ -157,16 +158,6 @@ def _marked(application: ASGIApp) -> ASGIApp:
 
 
 @contextlib.contextmanager
-def _short_path(state: Path) -> Iterator[str]:
-    """The socket's path in a form that fits: a Unix socket's path may have 107 bytes. Source: unix(7)."""
-    fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{SOCKET}"
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
 def _unix_socket(state: Path) -> Iterator[socket.socket]:
     """The listening Unix socket, 0600; its name is removed at the end. No other console of this site runs."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -174,7 +165,7 @@ def _unix_socket(state: Path) -> Iterator[socket.socket]:
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(state / SOCKET)
-            with _short_path(state) as path:
+            with short_path(state, SOCKET) as path:
                 listener.bind(path)  # the umask lets nobody else in meanwhile
                 os.chmod(path, 0o600)
             listener.listen(_BACKLOG)
@@ -217,7 +208,7 @@ def _link_of_running(state: Path, *, read_only: bool) -> str | None:
     try:
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         connection.sock.settimeout(_ANSWER_S)
-        with _short_path(state) as path:
+        with short_path(state, SOCKET) as path:
             connection.sock.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()

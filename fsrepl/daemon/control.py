@@ -44,10 +44,11 @@ Handler = Callable[[Request, Alive], dict[str, object]]
 
 
 @contextlib.contextmanager
-def _short_path(state: str | os.PathLike[str]) -> Iterator[str]:
+def short_path(state: str | os.PathLike[str], name: str = SOCKET) -> Iterator[str]:
+    """The path of a socket in a form that fits: a Unix socket's path may have 107 bytes. Source: unix(7)."""
     fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{fd}/{SOCKET}"
+        yield f"/proc/self/fd/{fd}/{name}"
     finally:
         os.close(fd)
 
@@ -74,7 +75,7 @@ class Server:
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._state, SOCKET))
-            with _short_path(self._state) as path:
+            with short_path(self._state) as path:
                 listener.bind(path)
                 os.chmod(path, 0o600)
                 bound = os.lstat(path)
@@ -178,7 +179,7 @@ class Server:
         self._closing = True
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as waking:
             waking.setblocking(False)
-            with _short_path(self._state) as path:
+            with short_path(self._state) as path:
                 waking.connect(path)  # the thread notices at once, and does not listen again
         self._thread.join(_HANDSHAKE_S)
         with contextlib.suppress(OSError):
@@ -249,7 +250,7 @@ def _connected(state: str | os.PathLike[str], op: str, timeout_s: float | None) 
             if timeout_s is not None:  # a full queue of connections makes connect(2) wait. Source: unix(7), socket(7)
                 until = _TIMEVAL.pack(int(timeout_s), max(1, int(timeout_s % 1 * 1e6)))
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, until)
-            with _short_path(state) as path:
+            with short_path(state) as path:
                 connection.connect(path)
             connection.settimeout(timeout_s)
         except PermissionError as error:
