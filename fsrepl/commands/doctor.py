@@ -18,7 +18,7 @@ from msgspec import Struct
 from fsrepl.commands.doctor_facts import CAPABILITIES, Bucket, Facts, Region, Tier
 from fsrepl.commands.services import ServiceFacts
 from fsrepl.model.address import region_of
-from fsrepl.model.amounts import counted
+from fsrepl.model.amounts import counted, duration_text, size_text
 from fsrepl.storage import privacy
 
 _QUEUE_MIN = 16384
@@ -227,7 +227,7 @@ def _region(facts: Facts, region: Region) -> Iterator[Finding]:
 
 
 def _tier(tier: Tier) -> Iterator[Finding]:
-    name, held = tier["address"], f"{tier['versions']} versions ({_size(tier['bytes'])})"
+    name, held = tier["address"], f"{tier['versions']} versions ({size_text(tier['bytes'])})"
     if tier["trouble"]:
         yield Finding(
             Level.ERROR if tier["versions"] else Level.WARNING, "tier", name, tier["trouble"],
@@ -235,7 +235,7 @@ def _tier(tier: Tier) -> Iterator[Finding]:
             f"{tier['waiting']} wait to be moved there",
         )  # fmt: skip
         return
-    what = f"{tier['path']}: {held}, {_size(tier['free'])} of {_size(tier['total'])} are free"
+    what = f"{tier['path']}: {held}, {size_text(tier['free'])} of {size_text(tier['total'])} are free"
     if tier["free"] < tier["total"] * _TIER_LOW:
         yield Finding(Level.WARNING, "tier", name, what, "make room there; what does not fit stays in the region")
     else:
@@ -324,7 +324,7 @@ def _room(facts: Facts, region: Region) -> str:
     most = sorted((address for address in held if held[address]), key=lambda address: -held[address])[:_ROOM_BUCKETS]
     if not most:
         return ""
-    named = ", ".join(f"{_size(held[address])} in {address}" for address in most)
+    named = ", ".join(f"{size_text(held[address])} in {address}" for address in most)
     return (
         f"; noncurrent versions hold up to {named}: a lifecycle rule such as examples/lifecycle/old-versions.json "
         f"removes them, `fsrepl lifecycle preview {most[0]}` shows which"
@@ -334,7 +334,7 @@ def _room(facts: Facts, region: Region) -> str:
 def _free(facts: Facts, region: Region) -> Iterator[Finding]:
     name, free, total, needed = region["name"], region["free"], region["total"], region["needed"]
     if total:
-        what = f"{_size(free)} of {_size(total)} are free, and keep_free leaves {_size(needed)} to the user"
+        what = f"{size_text(free)} of {size_text(total)} are free, and keep_free leaves {size_text(needed)} to the user"
         if free < needed:
             yield Finding(
                 Level.ERROR, "space", name, f"{what}: capture waits",
@@ -364,7 +364,7 @@ def _sharing(facts: Facts, region: Region) -> Iterator[Finding]:
     mine = [b for b in facts["buckets"] if b["address"].startswith(name + "/") and b["versioning"]]
     if not mine:
         return
-    size = _size(sum(b["current_bytes"] for b in mine))
+    size = size_text(sum(b["current_bytes"] for b in mine))
     written = sum(b["current_bytes"] for b in mine if b["source"])
     mode = f'sharing = "{sharing}"'
     if sharing == "link":
@@ -376,7 +376,7 @@ def _sharing(facts: Facts, region: Region) -> Iterator[Finding]:
         what = f"{mode}, with reflinks: current versions share their blocks with the files, and cost no space"
         yield Finding(Level.OK, "sharing", name, what)
     elif region["reflinks"] is not None:
-        what = f"{mode}, without reflinks: sources are stored twice, {_size(written)} more; replicas are hard links"
+        what = f"{mode}, without reflinks: sources are stored twice, {size_text(written)} more; replicas are hard links"
         do = 'xfs or btrfs would share the blocks; so does sharing = "link", if nothing writes into files in place'
         yield Finding(Level.OK, "sharing", name, what, do if written else "")
 
@@ -474,7 +474,7 @@ def _tree(facts: Facts, bucket: Bucket) -> Iterator[Finding]:
     if bucket["ahead_s"] > _AHEAD_S:
         yield Finding(
             Level.WARNING, "clock", address,
-            f"the clock is {_time(bucket['ahead_s'])} behind the newest version; was it set back?",
+            f"the clock is {duration_text(bucket['ahead_s'])} behind the newest version; was it set back?",
             "correct the clock; until it has caught up, new versions get the time of the newest one",
         )  # fmt: skip
     for why in bucket["roles"]:
@@ -551,7 +551,7 @@ def _state_space(state: str, free: int | None) -> Iterator[Finding]:
     """Findings on space for the journal, perhaps on a separate disk: without it nothing is captured or delivered."""
     if free is None:
         return
-    what = f"{_size(free)} are free for the state in {state}"
+    what = f"{size_text(free)} are free for the state in {state}"
     if free < _STATE_FULL_BYTES:
         yield Finding(
             Level.ERROR, "space", "state", f"{what}: the journal cannot be written, and everything waits",
@@ -561,18 +561,3 @@ def _state_space(state: str, free: int | None) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "space", "state", what, "make room there before the journal cannot be written")
     else:
         yield Finding(Level.OK, "space", "state", what)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
