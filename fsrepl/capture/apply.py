@@ -32,7 +32,7 @@ from fsrepl.capture.judge import (
 )
 from fsrepl.errors import StoreDamaged, Unavailable
 from fsrepl.model import attributes, keys, metadata
-from fsrepl.model.version import NULL, TAKEN_CHANGING, TAKEN_OPEN, Kind, Origin, Version, Versioning
+from fsrepl.model.version import TAKEN_CHANGING, TAKEN_OPEN, Kind, Origin, Version, Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, MOVED, WRITING, Change
@@ -251,9 +251,11 @@ def new_version(
     region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, taken: copy.Taken
 ) -> NewVersion:
     """The version of a copied file, staged."""
-    version_id, created_ns = state.bucket.ids.next(region.engine.site.now(), known.null_ns if known else -1)
-    if state.bucket.versioning is Versioning.SUSPENDED:
-        version_id = NULL
+    version_id, created_ns = state.bucket.ids.next(
+        region.engine.site.now(),
+        known.null_ns if known else -1,
+        is_null=state.bucket.versioning is Versioning.SUSPENDED,
+    )
     version = Version(
         change.key, version_id, created_ns, False, taken.size, taken.digest, Origin.USER,
         posix=taken.posix, attrs=taken.attrs, tags=taken.tags,
@@ -395,9 +397,11 @@ def new_marker(
 
     known: the key's current version. in_effect: see rules.choose.
     """
-    version_id, created_ns = bucket.bucket.ids.next(region.engine.site.now(), known.null_ns if known else -1)
-    if bucket.bucket.versioning is Versioning.SUSPENDED:
-        version_id = NULL
+    version_id, created_ns = bucket.bucket.ids.next(
+        region.engine.site.now(),
+        known.null_ns if known else -1,
+        is_null=bucket.bucket.versioning is Versioning.SUSPENDED,
+    )
     version = Version(key, version_id, created_ns, True, origin=Origin.USER)
     return replace(version, deliveries=rules.choose(bucket.bucket.replication, version, in_effect=in_effect))
 

@@ -97,10 +97,11 @@ def as_new_version(
 
     known: the key's current version. names: those of its file.
     """
-    version_id, created_ns = state.bucket.ids.next(now_ns, known.null_ns if known else -1)
+    is_null = state.bucket.versioning is Versioning.SUSPENDED
+    version_id, created_ns = state.bucket.ids.next(now_ns, known.null_ns if known else -1, is_null=is_null)
     new = replace(
         names.with_metadata(version),
-        id=NULL if state.bucket.versioning is Versioning.SUSPENDED else version_id,
+        id=version_id,
         created_ns=created_ns,
         origin=Origin.USER,
         source="",

@@ -210,9 +210,8 @@ class ActionGroup:
         for each in expired:
             version = each.version
             null_ns = version.created_ns if version.id == NULL else -1
-            version_id, created_ns = self.state.bucket.ids.next(now_ns, null_ns)
-            if self.state.bucket.versioning is Versioning.SUSPENDED:
-                version_id = NULL
+            is_null = self.state.bucket.versioning is Versioning.SUSPENDED
+            version_id, created_ns = self.state.bucket.ids.next(now_ns, null_ns, is_null=is_null)
             markers.append(Version(version.key, version_id, created_ns, marker=True, origin=Origin.LIFECYCLE))
             was[version.key] = self._view(each)
         staged: list[versions.Staged] = []

@@ -144,11 +144,12 @@ class VersionIds:
         if created_ns > self._newest_ns:
             self._newest_ns = created_ns
 
-    def next(self, now_ns: int, null_ns: int = -1) -> tuple[str, int]:
+    def next(self, now_ns: int, null_ns: int = -1, *, is_null: bool = False) -> tuple[str, int]:
         """A new id and its creation time, which is never earlier than that of the bucket's newest version.
 
         null_ns: the creation time of the key's current version, if that is a null version. The new version is later:
-        between versions created at one moment their ids decide, and `null` does not tell the order.
+        between versions created at one moment their ids decide, and `null` does not tell the order. is_null: the new
+        version is a null version, as in a bucket whose versioning is suspended.
         """
         if self._seen:
             self._last, self._seen = max(self._last, decode_id(self._seen)), ""
@@ -156,4 +157,4 @@ class VersionIds:
         value = (created_ns // 1_000_000) << 80 | random.getrandbits(79)
         # A step of random length: two buckets that continue from the same version must not meet in one id.
         self._last = value if value > self._last else self._last + 1 + random.getrandbits(64)
-        return _encode(self._last), created_ns
+        return "null" if is_null else _encode(self._last), created_ns
