@@ -28,7 +28,7 @@ from fsrepl.remote.service import Service
 from fsrepl.s3 import roles
 from fsrepl.settings import Settings
 from fsrepl.storage import documents, probe
-from fsrepl.storage.bucket import Bucket
+from fsrepl.storage.bucket import Bucket, OpenBucket
 from fsrepl.storage.fs import Fs
 from fsrepl.storage.root import Identities, Root
 from fsrepl.storage.tiers import Tier, tier_address
@@ -306,6 +306,16 @@ class Site:
         """The addresses of the buckets of a region that some bucket is replicated to."""
         found = {rule.destination for b in self.buckets.values() if b.replication for rule in b.replication.rules}
         return sorted(address for address in found if region_of(address) == region)
+
+    @contextlib.contextmanager
+    def open_sources(self, address: str) -> Iterator[dict[str, OpenBucket]]:
+        """The buckets whose rules name a bucket, open, by their addresses; without those that are away."""
+        with contextlib.ExitStack() as closing:
+            found = {}
+            for source in self.sources_of(address):
+                with contextlib.suppress(FsreplError):
+                    found[source] = closing.enter_context(self.buckets[source].open())
+            yield found
 
     def sources_of(self, address: str) -> list[str]:
         """The buckets whose configuration replicates into this one."""

@@ -86,11 +86,7 @@ def look(
 ) -> None:
     """Give directories the permissions of their sources, and notify their replicas of changes."""
     changed: set[bytes] = set()
-    with contextlib.ExitStack() as closing:
-        sources: dict[str, OpenBucket] = {}
-        for address in region.engine.site.sources_of(bucket.address):
-            with contextlib.suppress(FsreplError):  # an absent source has no news
-                sources[address] = closing.enter_context(region.engine.site.buckets[address].open())
+    with region.engine.site.open_sources(bucket.address) as sources:  # one that is away has no news
         follower = directories.Follower(bucket, directories.readers(sources), narrowing.Narrower(region.engine, bucket))
         for path in paths:
             with contextlib.suppress(OSError):  # gone, or without a version in it: nothing to do

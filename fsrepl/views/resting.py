@@ -66,11 +66,7 @@ def _set_times(region: Region, bucket: OpenBucket, due: Mapping[bytes, Resting])
     """Set the times of directories, and record how these look then: their ctimes have changed."""
     journal = region.engine.journal
     seen: list[tuple[bytes, View | None]] = []
-    with contextlib.ExitStack() as closing:
-        sources: dict[str, OpenBucket] = {}
-        for address in region.engine.site.sources_of(bucket.address):
-            with contextlib.suppress(FsreplError):  # while it is away nothing is known of it
-                sources[address] = closing.enter_context(region.engine.site.buckets[address].open())
+    with region.engine.site.open_sources(bucket.address) as sources:  # of one that is away nothing is known
         known = journal.versions.look_up(bucket.address, [path + b"/" for path in due] if sources else [])
         for path, resting in due.items():
             key = path + b"/"
