@@ -283,8 +283,7 @@ class Uplink(Receiver):
     def _deliver(self) -> bool:
         """Begin deliveries that are ready, as many as may be under way; whether there were any."""
         now_s, limiter = time.monotonic(), self.engine.limiter
-        for queue in self.queues.values():
-            queue.paced_until_s = now_s + limiter.wait_s(queue.paid_at) if limiter.rate else 0.0
+        self.pace_queues(now_s)
         due = {at: queue for at, queue in self.queues.items() if (at_s := queue.next_s()) is not None and at_s <= now_s}
         ready = {at: queue for at, queue in due.items() if self._is_ready(queue.destination)}
         free, busy = self._free, False

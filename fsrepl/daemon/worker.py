@@ -295,8 +295,7 @@ class Worker(Attaching):
         """
         now_s = time.monotonic()
         limiter = self.engine.limiter
-        for queue in self.queues.values():
-            queue.paced_until_s = now_s + limiter.wait_s(queue.paid_at) if limiter.rate else 0.0
+        self.pace_queues(now_s)
         ready = {at: queue.count_ready(now_s) for at, queue in self.queues.items()}
         for at, share in self._routes.shares(ready, BATCH, now_s).items():
             if (queue_ := self.queues.get(at)) and (deliveries := queue_.take(share, now_s, limiter.batch_bytes)):

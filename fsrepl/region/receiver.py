@@ -296,6 +296,12 @@ class Receiver(abc.ABC):
             self.queues[at] = Queue(*at, self.engine.backfill_slots(*regions))
         return self.queues[at]
 
+    def pace_queues(self, now_s: float) -> None:
+        """Have each queue wait until the limit of bytes per second allows its next delivery."""
+        limiter = self.engine.limiter
+        for queue in self.queues.values():
+            queue.paced_until_s = now_s + limiter.wait_s(queue.paid_at) if limiter.rate else 0.0
+
     def try_later(self, deliveries: Sequence[Delivery], why: str | Exception, *, whole: bool = False) -> None:
         """Put deliveries back with a growing, capped delay. whole: the destination cannot be reached at all."""
         why = why if isinstance(why, str) else self.why_not(why)
