@@ -66,7 +66,12 @@ def get(bucket: Bucket, json: Json = True) -> None:
 def rm(bucket: Bucket, json: Json = False) -> None:
     """Remove the configuration. No version expires, changes its storage class or is removed any more."""
     answer = perform(requests.RemoveLifecycle(bucket))
-    print_json(answer) if json else say(f"{bucket} has no lifecycle configuration any more")
+    if json:
+        print_json(answer)
+    elif answer["Removed"]:
+        say(f"{bucket} has no lifecycle configuration any more")
+    else:
+        say(f"{bucket} has no lifecycle configuration: there was none to remove")
 
 
 @lifecycle.command("run")

@@ -263,4 +263,9 @@ def disable(source: Source, json: Json = False) -> None:
 def rm(source: Source, json: Json = False) -> None:
     """Remove the configuration. Replicas in the destinations stay."""
     answer = perform(requests.RemoveReplication(source))
-    print_json(answer) if json else say(f"{source} is not replicated any more")
+    if json:
+        print_json(answer)
+    elif answer["Removed"]:
+        say(f"{source} is not replicated any more")
+    else:
+        say(f"{source} has no replication configuration: there was none to remove")

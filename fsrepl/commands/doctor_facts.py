@@ -380,13 +380,20 @@ def _role(site: Site, name: str) -> Role | str:
 
 
 def _refusal(role: Role, source: str, rule: Rule) -> str:
-    """Why a role does not permit a rule's ordinary versions, with S3's reason; empty where it does, tags included."""
-    permission = permissions.permission_to_send(
-        role, source=source, destination=rule.destination, key=rule.prefix.decode("utf-8", "surrogateescape") + "key",
-        marker=False, tags=True, acl=False, owner_override=bool(rule.owner), batch=False,
-    )  # fmt: skip
+    """What a role does not permit of a rule's versions, with S3's reason; empty where it permits all, tags and ACLs
+    included."""
+
+    def asked(*, acl: bool) -> permissions.Permission:
+        return permissions.permission_to_send(
+            role, source=source, destination=rule.destination, marker=False, tags=True, acl=acl, batch=False,
+            key=rule.prefix.decode("utf-8", "surrogateescape") + "key", owner_override=bool(rule.owner),
+        )  # fmt: skip
+
+    permission = asked(acl=False)
     if permission.reason:
         return f"role {role.name} does not permit rule {rule.id} to {rule.destination}: {permission.reason}"
+    if reason := asked(acl=True).reason:
+        return f"role {role.name} does not permit files with an ACL for rule {rule.id} to {rule.destination}: {reason}"
     if not permission.with_tags:
         return f"role {role.name} does not permit tags for rule {rule.id} to {rule.destination}"
     return ""

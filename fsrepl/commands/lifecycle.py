@@ -50,7 +50,7 @@ def _required(found: Lifecycle | None, address: str) -> Lifecycle:
 def put_lifecycle(engine: Engine, request: PutLifecycle) -> Document:
     """Validate and save a configuration, and apply it from now on. Raises Refused with S3's codes."""
     bucket = engine.site.bucket(str(request.bucket))
-    document = dict(lifecycle.read_lifecycle(request.document).document)
+    document = dict(lifecycle.read_new(request.document).document)
     with bucket.open() as opened:
         write_document(engine.fs, opened.meta, b"lifecycle.json", document)
         bucket.refresh(opened)
@@ -60,14 +60,15 @@ def put_lifecycle(engine: Engine, request: PutLifecycle) -> Document:
 
 
 def remove_lifecycle(engine: Engine, request: RemoveLifecycle) -> Document:
-    """Remove a configuration. Raises Refused(NoSuchLifecycleConfiguration)."""
+    """Remove a configuration; as in S3, that there was none is no error."""
     bucket = engine.site.bucket(str(request.bucket))
     with bucket.open() as opened:
-        _required(bucket.lifecycle, bucket.address)
+        if bucket.lifecycle is None:
+            return {"Bucket": bucket.address, "Removed": False}
         remove_document(engine.fs, opened.meta, b"lifecycle.json")
         bucket.refresh(opened)
     engine.region_of(bucket.address).follow(bucket.address)
-    return {"Bucket": bucket.address}
+    return {"Bucket": bucket.address, "Removed": True}
 
 
 def run_lifecycle(engine: Engine, request: RunLifecycle) -> Document:
@@ -118,7 +119,7 @@ def preview(
     saved one. Raises Refused, with NoSuchLifecycleConfiguration where none is saved."""
     bucket = site.bucket(address)
     with bucket.open() as opened:
-        rules = _required(bucket.lifecycle, address) if document is None else lifecycle.read_lifecycle(document)
+        rules = _required(bucket.lifecycle, address) if document is None else lifecycle.read_new(document)
         judge = Judge(site, journal, opened, rules, at_ns)
         for each in _all_due(opened, judge):
             yield describe(each)

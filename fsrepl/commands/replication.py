@@ -251,11 +251,13 @@ def disable_replication(engine: Engine, source: str) -> dict[str, object]:
 
 
 def remove_replication(engine: Engine, source: str) -> dict[str, object]:
-    configuration(engine.site, source)
+    """Remove a configuration; as in S3, that there was none is no error. Source: s3-semantics, section 1."""
     bucket = engine.site.bucket(source)
+    if _configuration(engine.site, source) is None:
+        return {"Bucket": source, "Removed": False}
     engine.region_of(source).flush(source)
     with bucket.open() as opened:
         remove_document(engine.fs, opened.meta, b"replication.json")
         bucket.refresh(opened)
     engine.region_of(source).follow(source)
-    return {"Bucket": source}
+    return {"Bucket": source, "Removed": True}

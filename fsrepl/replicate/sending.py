@@ -86,7 +86,7 @@ class Sending:
             key=delivery.key.decode("utf-8", "surrogateescape"),
             marker=version.marker,
             tags=bool(version.tags) or (recorded.edit and metadata.TAGS in version.edited),
-            acl=bool(version.posix and version.posix.acl) or (recorded.edit and metadata.ACL in version.edited),
+            acl=_has_acl(version) or (recorded.edit and metadata.ACL in version.edited),
             owner_override=bool(recorded.owner),
             batch=bool(recorded.job),
             large=not recorded.edit and version.size >= self._engine.settings.replication.large_file_bytes,
@@ -142,6 +142,10 @@ class Sending:
 
     def released(self) -> contextlib.AbstractContextManager[None]:
         return self._source.fs.released()
+
+
+def _has_acl(version: Version) -> bool:
+    return version.posix is not None and bool(version.posix.acl or version.posix.default_acl)
 
 
 class StoredContent:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from fsrepl.errors import Refused
 from fsrepl.model import clock, lifecycle
@@ -52,6 +52,18 @@ def read_lifecycle(document: object) -> Lifecycle:
     The result's document is the one to save and to return: unchanged, except that missing ids are added. Raises Refused
     with the codes of s3-semantics, 5.6.
     """
+    return _read(document)
+
+
+def read_new(document: object) -> Lifecycle:
+    """A configuration that is to be saved: refused also where one action of a rule leaves nothing for another.
+
+    What is saved already is not refused for that, since earlier builds accepted it. Raises Refused.
+    """
+    return _read(document, _faults_of_order)
+
+
+def _read(document: object, further: Callable[[LifecycleRule], Iterator[Fault]] = lambda _: iter(())) -> Lifecycle:
     inner = faults.unwrapped(document, "LifecycleConfiguration")
     found = copy.deepcopy(conform(inner, LifecycleConfiguration, "MalformedXML"))
     rules = found["Rules"]
@@ -60,7 +72,8 @@ def read_lifecycle(document: object) -> Lifecycle:
     if len(rules) > RULES_MAX:
         raise Refused("MalformedXML", f"a configuration may have {RULES_MAX:,} rules, and this has {len(rules):,}")
     for number, rule in enumerate(rules):
-        faults.refuse_first(_faults(rule), f"{faults.named(rule.get('ID'), number)}: ")
+        found_in = itertools.chain(_faults(rule), further(rule))
+        faults.refuse_first(found_in, f"{faults.named(rule.get('ID'), number)}: ")
     faults.refuse_first(_faults_together(rules))
     taken = {rule.get("ID", "") for rule in rules}
     fresh = (name for number in itertools.count(1) if (name := f"rule-{number}") not in taken)
@@ -234,6 +247,49 @@ def _faults_of_date(date: str | None, action: str) -> Iterator[Fault]:
         return
     if found % DAY_NS:
         yield "InvalidArgument", f"'Date' of {action} must be at midnight GMT, and is {quoted(date)}"
+
+
+def _faults_of_order(rule: LifecycleRule) -> Iterator[Fault]:
+    """Faults of actions together: what expires first is never moved.
+
+    Source: answers of S3, quoted in public reports of Terraform and CDK.
+    """
+    prefix = quoted(_selection(rule)[0])[1:-1]
+    where = f"filter '(prefix={prefix})'" if "Filter" in rule else f"prefix '{prefix}'"
+    transitions, expiration = rule.get("Transitions", []), rule.get("Expiration", {})
+    if len({"Date" in each for each in transitions}) > 1:
+        yield "InvalidRequest", f"Found mixed 'Date' and 'Days' based Transition actions in lifecycle rule for {where}"
+        return
+    term = next((name for name in ("Days", "Date") if name in expiration), "")
+    if transitions and term and term not in transitions[0]:
+        what = "Found mixed 'Date' and 'Days' based Expiration and Transition actions in lifecycle rule for"
+        yield "InvalidRequest", f"{what} {where}"
+    elif transitions and term:
+        latest = max(transitions, key=lambda each: _due_in(each))
+        if _due_in(expiration) <= _due_in(latest):
+            yield _too_soon(term, ("Expiration", expiration), ("Transition", latest), where)
+    ends, moves = rule.get("NoncurrentVersionExpiration"), rule.get("NoncurrentVersionTransitions", [])
+    if ends is not None and moves:
+        last = max(moves, key=lambda each: each["NoncurrentDays"])
+        if ends["NoncurrentDays"] <= last["NoncurrentDays"]:
+            actions = ("NoncurrentVersionExpiration", ends), ("NoncurrentVersionTransition", last)
+            yield _too_soon("NoncurrentDays", *actions, where)
+
+
+def _due_in(written: Expiration | Transition) -> int:
+    """When an action is due, in the unit that the rule uses, for comparison."""
+    return _date(written["Date"]) if "Date" in written else written["Days"]
+
+
+def _too_soon(
+    term: str, expiration: tuple[str, Mapping[str, Any]], transition: tuple[str, Mapping[str, Any]], where: str
+) -> Fault:
+    (ends, end), (moves, move) = expiration, transition
+    return (
+        "InvalidArgument",
+        f"'{term}' in the {ends} action for {where} must be greater than '{term}' in the {moves} action, and is "
+        f"{end[term]} where that to {move['StorageClass']} has {move[term]}",
+    )
 
 
 def _faults_of_newer(

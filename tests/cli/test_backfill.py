@@ -79,6 +79,7 @@ def test_what_is_refused(site: Site, tmp_path: Path) -> None:
     begins."""
     for arguments, says in (
         (("--status", "PENDING"), "NONE, FAILED, COMPLETED, REPLICA"),
+        (("--status", "COMPLETE"), "NONE, FAILED, COMPLETED, REPLICA"),  # S3's status of an object, and none of a job's
         (("--status", "none"), "NONE, FAILED, COMPLETED, REPLICA"),
         (("--format", "csv"), "--report"),
         (("--report", tmp_path / "r", "--format", "xml"), "csv, json"),
@@ -88,6 +89,7 @@ def test_what_is_refused(site: Site, tmp_path: Path) -> None:
         assert (ran.code, says in ran.err) == (2, True), ran
     site.refused("InvalidRequest", "replication", "backfill", SOURCE, "--rule", "nope")
     site.refused("ReplicationConfigurationNotFoundError", "replication", "backfill", DESTINATION)
+    assert "there was none to remove" in site.must("replication", "rm", DESTINATION).out  # as S3, which answers 204
     site.refused("NoSuchJob", "replication", "cancel", "01K0000000000000000000000A")
     site.refused("NoSuchJob", "replication", "report", "01K0000000000000000000000A")
     assert listed(site) == []

@@ -43,8 +43,9 @@ def previewed(world: World, moment: str, bucket: str = SOURCE) -> list[Json]:
 
 def test_a_configuration_is_put_returned_and_removed(world: World) -> None:
     """design, 2 and 5: stored beside the bucket's other documents, as S3 writes it; NoSuchLifecycleConfiguration
-    without one."""
-    assert world.refused("lifecycle.rm", bucket=SOURCE) == "NoSuchLifecycleConfiguration"
+    without one, but the removal of none succeeds, as in S3."""
+    assert world.run("lifecycle.rm", bucket=SOURCE) == {"Bucket": SOURCE, "Removed": False}
+    assert world.refused("lifecycle.rm", bucket="east/none") == "NoSuchBucket"
     with pytest.raises(Refused, match=r"^NoSuchLifecycleConfiguration"):
         lifecycle.configuration(world.engine.site, SOURCE)
     assert world.run("lifecycle.put", bucket=SOURCE, document={"LifecycleConfiguration": RULES}) == RULES
@@ -54,9 +55,25 @@ def test_a_configuration_is_put_returned_and_removed(world: World) -> None:
     assert lifecycle.configuration(world.engine.site, SOURCE).document == RULES
     assert world.refused("lifecycle.put", bucket=SOURCE, document={"Rules": []}) == "MalformedXML"
     assert lifecycle.configuration(world.engine.site, SOURCE).document == RULES
-    world.run("lifecycle.rm", bucket=SOURCE)
+    assert world.run("lifecycle.rm", bucket=SOURCE) == {"Bucket": SOURCE, "Removed": True}
     assert not world.path(".fsrepl/lifecycle.json").exists()
-    assert world.refused("lifecycle.rm", bucket=SOURCE) == "NoSuchLifecycleConfiguration"
+    assert world.run("lifecycle.rm", bucket=SOURCE) == {"Bucket": SOURCE, "Removed": False}
+
+
+def test_a_configuration_that_s3_refuses_for_the_order_of_its_actions_is_not_put(world: World) -> None:
+    """InvalidArgument; one that was saved before that was refused is followed as it was."""
+    transitions = [{"Days": 1, "StorageClass": "GLACIER"}]
+    early = {"Rules": [{**RULES["Rules"][0], "Expiration": {"Days": 1}, "Transitions": transitions}]}
+    assert world.refused("lifecycle.put", bucket=SOURCE, document=early) == "InvalidArgument"
+    with pytest.raises(Refused, match=r"^InvalidArgument"), reader(world.engine.site) as journal:
+        list(lifecycle.preview(world.engine.site, journal, SOURCE, world.engine.site.now(), early))
+    assert not world.path(".fsrepl/lifecycle.json").exists()
+    world.path(".fsrepl/lifecycle.json").write_text(json.dumps(early))
+    world.settle()
+    assert lifecycle.configuration(world.engine.site, SOURCE).document == early
+    world.write("k", b"data")
+    world.settle()
+    assert world.statuses() == {Status.COMPLETED}
 
 
 def test_an_edit_of_the_document_is_in_effect_at_once(world: World) -> None:

@@ -85,12 +85,23 @@ def test_a_refused_document_changes_nothing(world: World, rules: list[Json], cod
     assert set(world.tree(DESTINATION)) == ({"kept/k"} if configured else set())
 
 
-@pytest.mark.parametrize("operation", ["disable", "rm", "enable", "backfill"])
+@pytest.mark.parametrize("operation", ["disable", "enable", "backfill"])
 def test_without_a_configuration(world: World, operation: str) -> None:
     """1.4: the replication configuration was not found."""
     assert world.refused(f"replication.{operation}", source=SOURCE) == NOT_FOUND
     with pytest.raises(Refused, match=f"^{NOT_FOUND}"):
         commands_replication.configuration(world.engine.site, SOURCE)
+
+
+def test_the_removal_of_no_configuration_succeeds(world: World) -> None:
+    """1: DELETE answers 204 whether or not there is one; a bucket has to be there."""
+    before = everything(world)
+    assert world.run("replication.rm", source=SOURCE) == {"Bucket": SOURCE, "Removed": False}
+    assert everything(world) == before
+    world.configure(v1())
+    assert world.run("replication.rm", source=SOURCE) == {"Bucket": SOURCE, "Removed": True}
+    assert saved(world) is None
+    assert world.refused("replication.rm", source="east/none") == "NoSuchBucket"
 
 
 @pytest.mark.parametrize("state", [Versioning.OFF, Versioning.SUSPENDED])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fsrepl.commands import doctor_facts
 from fsrepl.model.version import Status
 from fsrepl.s3 import arn, roles
 from tests.world import DESTINATION, SOURCE, World, v1
@@ -129,6 +130,31 @@ def test_acls_that_may_not_be_read(world: World) -> None:
     assert outcome(world) == outcome(world, "other") == (FAILED, "SrcGetAclNotPermitted")
     assert world.look_of("k", DESTINATION)[0].acl == acl(*entries)
     world.stays_quiet()
+
+
+def test_default_acls_that_may_not_be_read(tmp_path: Path) -> None:
+    """6.1: the default ACL of a directory of a tree bucket is an ACL too; what has none goes without the permission."""
+    entries = ((1, 7, NONE), (2, 5, 1001), (4, 5, NONE), (16, 5, NONE), (32, 0, NONE))
+    with World(tmp_path, trees=True) as world:
+        change_role(world, lacks="s3:GetObjectVersionAcl")
+        for name in ("bare", "given"):
+            world.path(name).mkdir()
+        os.setxattr(world.path("given"), "system.posix_acl_default", acl(*entries))
+        world.settle()
+        assert outcome(world, "bare/") == (COMPLETED, "")
+        assert outcome(world, "given/") == (FAILED, "SrcGetAclNotPermitted")
+        assert set(world.history(DESTINATION)) == {b"bare/"}
+
+
+@pytest.mark.parametrize("lacks", ["", "s3:GetObjectVersionAcl", "s3:ReplicateTags", "s3:ReplicateObject"])
+def test_the_doctor_names_what_a_role_lacks_before_a_file_needs_it(world: World, lacks: str) -> None:
+    """Also what only some files need: the first file with an ACL or with tags would be the first to tell."""
+    change_role(world, lacks=lacks)
+    found = doctor_facts.bucket(world.engine.site, SOURCE, None, 0.0)["roles"]
+    words = {"": [], "s3:GetObjectVersionAcl": ["files with an ACL", "SrcGetAclNotPermitted"],
+             "s3:ReplicateTags": ["tags"], "s3:ReplicateObject": ["DstPutObjectNotPermitted"]}[lacks]  # fmt: skip
+    assert len(found) == bool(lacks)
+    assert all(word in found[0] for word in words)
 
 
 # -- owner override

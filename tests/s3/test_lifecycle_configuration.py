@@ -122,6 +122,80 @@ def test_dates(date: str) -> None:
     assert found.document == {"Rules": [rule(Expiration={"Date": date})]}
 
 
+GLACIER_30 = {"Days": 30, "StorageClass": "GLACIER"}
+IN_2030 = {"Date": "2030-01-01", "StorageClass": "GLACIER"}
+NONCURRENT_30 = {"NoncurrentDays": 30, "StorageClass": "GLACIER"}
+
+
+@pytest.mark.parametrize(
+    ("actions", "code", "words"),
+    [
+        (
+            {"Expiration": {"Days": 30}, "Transitions": [GLACIER_30]}, "InvalidArgument",
+            "'Days' in the Expiration action for filter '(prefix=a/)' must be greater than 'Days' in the Transition "
+            "action",
+        ),
+        (
+            {"Expiration": {"Days": 60}, "Transitions": [GLACIER_30, {**GLACIER_30, "Days": 90}]}, "InvalidArgument",
+            "and is 60 where that to GLACIER has 90",
+        ),
+        (
+            {"Expiration": {"Date": "2030-01-01T00:00:00Z"}, "Transitions": [IN_2030]}, "InvalidArgument",
+            "'Date' in the Expiration action for filter '(prefix=a/)' must be greater than 'Date' in the Transition "
+            "action",
+        ),
+        (
+            {
+                "Expiration": None, "NoncurrentVersionTransitions": [NONCURRENT_30],
+                "NoncurrentVersionExpiration": {"NoncurrentDays": 30},
+            },
+            "InvalidArgument",
+            "'NoncurrentDays' in the NoncurrentVersionExpiration action for filter '(prefix=a/)' must be greater than "
+            "'NoncurrentDays' in the NoncurrentVersionTransition action",
+        ),
+        (
+            {"Expiration": {"Date": "2031-01-01"}, "Transitions": [GLACIER_30]}, "InvalidRequest",
+            "Found mixed 'Date' and 'Days' based Expiration and Transition actions in lifecycle rule for filter "
+            "'(prefix=a/)'",
+        ),
+        (
+            {"Expiration": None, "Transitions": [GLACIER_30, IN_2030]}, "InvalidRequest",
+            "Found mixed 'Date' and 'Days' based Transition actions in lifecycle rule for filter '(prefix=a/)'",
+        ),
+        (
+            {"Filter": None, "Prefix": "a/", "Expiration": {"Days": 7}, "Transitions": [GLACIER_30]}, "InvalidArgument",
+            "for prefix 'a/'",
+        ),
+    ],
+)  # fmt: skip
+def test_what_expires_before_it_moves_is_not_accepted_any_more(actions: Json, code: str, words: str) -> None:
+    """With the code and the words of S3. What earlier builds saved is still followed: no bucket goes offline for it."""
+    document = {"Rules": [rule(**actions)]}
+    with pytest.raises(Refused) as refused:
+        lifecycle.read_new(document)
+    assert refused.value.code == code
+    assert words in str(refused.value)
+    assert lifecycle.read_lifecycle(document).document == document
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [
+        {"Expiration": {"Days": 31}, "Transitions": [GLACIER_30]},
+        {"Expiration": {"Date": "2030-01-02"}, "Transitions": [IN_2030]},
+        {"Expiration": {"ExpiredObjectDeleteMarker": True}, "Transitions": [GLACIER_30]},
+        {
+            "Expiration": {"Days": 31}, "Transitions": [GLACIER_30], "NoncurrentVersionTransitions": [NONCURRENT_30],
+            "NoncurrentVersionExpiration": {"NoncurrentDays": 31},
+        },
+        {"Expiration": {"Days": 1}, "NoncurrentVersionTransitions": [NONCURRENT_30]},
+    ],
+)  # fmt: skip
+def test_what_moves_before_it_expires_is_accepted(actions: Json) -> None:
+    document = {"Rules": [rule(**actions)]}
+    assert lifecycle.read_new(document).document == document
+
+
 def test_a_thousand_rules() -> None:
     """5.1: up to 1,000."""
     rules = [rule(ID=str(number)) for number in range(1000)]
