@@ -62,10 +62,12 @@ def versions_below(bucket: OpenBucket, wanted: Wanted | None = None) -> Iterator
     from there lack their metadata.
     """
     wanted = wanted or Wanted()
+    directory, _ = keys.split(wanted.prefix)
+    if directory and not keys.is_key(directory):
+        return  # as `a/./b` and `../b`: no key begins like that, and as a path it leads elsewhere
     if bucket.bucket.versioning is Versioning.OFF:
         yield from ([version] for version in unversioned.below(bucket, wanted.prefix))
         return
-    directory, _ = keys.split(wanted.prefix)
     path = keys.stored_directory(directory)
     for group in _in_order(bucket, path, wanted) if path == directory else _sorted(bucket, path):
         if group[0].key.startswith(wanted.prefix):

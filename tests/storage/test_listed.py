@@ -159,3 +159,26 @@ def test_the_journal_is_believed_while_a_daemon_keeps_it(world: World) -> None:
             world.engine.journal.set_tree(SOURCE, "another")
             with reader.listed(site, opened) as known:
                 assert known is None
+
+
+@pytest.mark.parametrize("versioned", [True, False])
+def test_a_prefix_that_no_key_begins_with_lists_nothing(world: World, versioned: bool) -> None:
+    """Section 1.3: a prefix is compared with keys; as a path `d/./` would list the keys of d under other names, and
+    `../` would leave the bucket."""
+    world.run("bucket.create", bucket="east/plain")
+    bucket = SOURCE if versioned else "east/plain"
+    world.write("d/k", b"k", bucket)
+    world.settle()
+    for prefix in (
+        b"../",
+        b"../plain/",
+        b"d/./",
+        b"d/../d/",
+        b"./",
+        b"d//",
+        b"//",
+        b".fsrepl/",
+        b".fsrepl/versions/d/",
+    ):
+        assert listing_of(world, bucket, None, versions=versioned, prefix=prefix).popitem()[1] == [], prefix
+    assert len(listing_of(world, bucket, None, versions=False, prefix=b"d/")["Contents"]) == 1  # type: ignore[arg-type]
