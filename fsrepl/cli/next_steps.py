@@ -102,7 +102,9 @@ def said(error: FsreplError, arguments: Sequence[str], commands: Sequence[str]) 
     bucket = match[1] if match else "REGION/BUCKET"
     key = match[2] if match and match[2] else "/KEY"
     names = {"bucket": bucket, "object": shlex.quote(f"{bucket}{key}"), "command": " ".join(commands)}
-    return f"{text.rstrip('.')}; {_filled(step, names)}"
+    if not (isinstance(error, Refused) and error.code == "NoSuchKey"):  # which ends in a name, that may end in a dot
+        text = text.rstrip(".")
+    return f"{text}; {_filled(step, names)}"
 
 
 def _filled(step: str, names: Mapping[str, str]) -> str:

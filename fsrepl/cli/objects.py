@@ -25,7 +25,7 @@ from fsrepl.cli.common import (
 )
 from fsrepl.cli.unrecorded import hand_to_capture
 from fsrepl.daemon import requests
-from fsrepl.errors import Usage
+from fsrepl.errors import Unavailable, Usage
 from fsrepl.model.address import Address
 
 tag = typer.Typer(help="Tags of an object. A change of tags makes no new version.", no_args_is_help=True)
@@ -120,6 +120,8 @@ def cat(address: Object, version_id: VersionId = None) -> None:
     """
     from fsrepl.storage import listing
 
+    if sys.__stdout__ is None:
+        raise Unavailable("standard output is closed, so that there is no place to write the content to")
     site = open_site()
     with listing.open_bucket(site, address.bucket) as bucket:
         hand_to_capture(site, bucket, address.key)

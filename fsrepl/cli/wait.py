@@ -39,10 +39,6 @@ def register(app: typer.Typer) -> None:
     app.command()(retry)
 
 
-def _parse_scope(text: str) -> Address | None:
-    return Address.parse(text) if text else None
-
-
 def _parse_timeout(seconds: float | None) -> float | None:
     if seconds is not None and math.isnan(seconds):
         raise typer.BadParameter("it is not a number of seconds")
@@ -55,7 +51,7 @@ def wait(
         typer.Argument(
             metavar="REGION/BUCKET[/KEY]",
             help="Only this source bucket or object. Default: the whole site.",
-            parser=_parse_scope,
+            parser=Address.parse,
             autocompletion=completion.objects,
         ),
     ] = None,
@@ -151,7 +147,7 @@ def retry(
         typer.Argument(
             metavar="REGION/BUCKET[/KEY]",
             help="A source bucket, or an object.",
-            parser=_parse_scope,
+            parser=Address.parse,
             autocompletion=completion.objects,
         ),
     ] = None,

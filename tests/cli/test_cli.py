@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.program import new_interpreter
 from tests.site import DESTINATION, SOURCE, Site
 from tests.waiting import DEADLINE_S
 
@@ -241,6 +243,28 @@ def test_a_key_that_is_not_there_is_not_tried_again(site: Site) -> None:
     site.write("k", b"k")
     assert site.must("retry", f"{SOURCE}/k").out == "tried again: 0 deliveries\n"
     site.stop()
+
+
+def test_an_empty_address_is_usage(site: Site) -> None:
+    """A script whose variable is empty waits for nothing else instead, and retries nothing else."""
+    for command in ("wait", "retry", "ls", "head", "rm"):
+        assert site.run(command, "").code == 2
+
+
+def test_a_name_that_ends_in_a_dot_is_named_whole(site: Site) -> None:
+    """What to do next is added to a message, which is not cut for that."""
+    assert f"no {SOURCE}/report.; " in site.refused("NoSuchKey", "head", f"{SOURCE}/report.").err
+
+
+def test_content_is_not_printed_where_nothing_is_open_for_it(site: Site) -> None:
+    """`fsrepl cat ... >&-`: a sentence, and no unexpected error."""
+    site.write("k", b"k")
+    arguments = shlex.join(
+        os.fsdecode(each) for each in new_interpreter("--site", str(site.root), "cat", f"{SOURCE}/k")
+    )
+    done = subprocess.run(["sh", "-c", f"{arguments} >&-"], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("standard output is closed")
 
 
 def test_check_prints_json(site: Site) -> None:
