@@ -29,6 +29,12 @@ def posix_of(found: os.stat_result, acl: bytes | None = None) -> Posix:
     return Posix(mode, found.st_uid, found.st_gid, mtime_ns, acl)
 
 
+def has_rights(posix: Posix | None, found: os.stat_result) -> bool:
+    """Whether an inode has a mode and an owner; True where these are unknown."""
+    rights = recorded_mode(found.st_mode), found.st_uid, found.st_gid
+    return posix is None or (posix.mode, posix.uid, posix.gid) == rights
+
+
 def view_metadata(bucket: OpenBucket, fd: int) -> tuple[dict[str, bytes], bytes | None]:
     """The user.* attributes of an open file, and its ACL."""
     raw: dict[str, bytes] = {}

@@ -13,7 +13,7 @@ from fsrepl.model.view import View
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import ACL, DOES_NOT_FIT, LASTING, UNSUPPORTED
-from fsrepl.storage.posix import view_metadata
+from fsrepl.storage.posix import has_rights, view_metadata
 
 
 def label_view(bucket: OpenBucket, version: Version, view: View, *, status_only: bool = False) -> View | None:
@@ -63,6 +63,8 @@ def _is_unedited(
     if (before.st_mode, before.st_uid, before.st_gid) != (found.st_mode, found.st_uid, found.st_gid):
         return False
     shown = version.shortfall.posix or version.posix
+    if before.st_nlink > 1 and not has_rights(shown, found):
+        return False  # edited before: the ctime of a view that is the stored file as well does not tell of that
     objects = (name for name in names if name == ACL or (name.startswith("user.") and not attributes.is_ours(name)))
     if not version.attrs and not version.tags and not (shown and shown.acl) and next(objects, None) is None:
         return True
