@@ -43,7 +43,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.sharing import can_reflink
-from fsrepl.views import directories, edits, hardlinks, obstacles, resting, shared_record, stale
+from fsrepl.views import directories, edits, hardlinks, obstacles, one_file, resting, shared_record, stale
 
 log = logging.getLogger("fsrepl")
 
@@ -414,6 +414,14 @@ def _has_lost_attributes(state: BucketState, key: bytes, known: Object | None, t
     return view is None or view.ino == taken.found.st_ino
 
 
+def _stamps(region: Region, bucket: OpenBucket, was: Version, now: Version, found: os.stat_result) -> Mapping[str, str]:
+    """The stamps of what was edited, where another name of the file has that on record: see views/one_file.py."""
+    if found.st_nlink == 1:
+        return {}
+    names = one_file.other_names(region.engine.journal, bucket, was, found.st_ino)
+    return metadata.stamps_of_one_file(was, now, [name.version for name in names], bucket.address)
+
+
 def _edit(
     region: Region, state: BucketState, bucket: OpenBucket, key: bytes, shown: str, found: os.stat_result,
     edited: Callable[[Version], Version], *, labels: Mapping[str, bytes] | None = None, racy: bool = False,
@@ -434,7 +442,8 @@ def _edit(
             version = shared_record.repaired(region.engine.journal, region.engine.recent, bucket, version)
         after = edited(version)
         if metadata.changed(version, after):
-            after = edits.record_edit(region, state, bucket, version, after)
+            stamps = _stamps(region, bucket, version, after, found)
+            after = edits.record_edit(region, state, bucket, version, after, stamps)
         elif after != version:  # the view's shortfall is smaller than before
             records.amend(bucket, after)
         if labels is not None and labels != attributes.label(after):

@@ -210,7 +210,7 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
     following.look_before_showing(region, state, bucket, [each.wanted.key for each in staged])
     shown: list[tuple[Version, View | None]] = []
     behind: list[Version] = []
-    links = link_groups.LinkGroups(engine.journal, bucket)
+    links = link_groups.LinkGroups(engine.journal, bucket, engine.syncer, engine.recent)
     for each, outcome in ((each, _show_one(bucket, each, links)) for each in staged):
         version, was = each.stored.version, each.wanted.known.view
         match outcome:

@@ -147,6 +147,7 @@ class Attaching(Region):
         following.look_before_recovery(self, state, bucket, intents)
         act.tell_again(self, bucket)
         left = recover.finish(bucket, engine.journal, engine.settings.capture.open_quiet_s, mark_stale)
+        engine.recent.forget(address)  # recovery may have written other records
         refetch.resume(state, left.fetched)
         thresholds.untrack(engine, address)
         ignore_in_git(bucket.fs, bucket.meta)

@@ -8,7 +8,7 @@ back. Removing a value is an edit as well. Source: s3-semantics, 2.2.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from msgspec.structs import replace
 
@@ -113,6 +113,12 @@ def merged(there: Version, sent: Version, groups: Collection[str] = GROUPS) -> V
         for group in groups
         if stamp_of(sent, group) > stamp_of(there, group) or group not in {**sent.edited, **there.edited}
     }
+    stamps = {group: stamp for group, stamp in sent.edited.items() if group in taken}
+    return _with(there, sent, taken, stamps)
+
+
+def _with(there: Version, sent: Version, taken: Collection[str], stamps: Mapping[str, str]) -> Version:
+    """The version `there` with some groups of another one, and their stamps."""
     posix = there.posix
     if sent.posix is not None and posix is not None:
         if POSIX in taken:
@@ -124,8 +130,38 @@ def merged(there: Version, sent: Version, groups: Collection[str] = GROUPS) -> V
         posix=posix,
         attrs=sent.attrs if ATTRS in taken else there.attrs,
         tags=sent.tags if TAGS in taken else there.tags,
-        edited={**there.edited, **{group: stamp for group, stamp in sent.edited.items() if group in taken}},
+        edited={**there.edited, **stamps},
     )
+
+
+def of_one_file(version: Version, other: Version, home: str) -> Version:
+    """A version with what is later in the metadata of another name of its file, and with the stamps of that.
+
+    An edit of a file is one edit, whatever name it came by. Tags are the key's own. home: the bucket of both.
+    """
+    later = {
+        group: since(other, group, home)
+        for group in changed(version, other) - {TAGS}
+        if since(other, group, home) > since(version, group, home)
+    }
+    return _with(version, other, later, {group: f"{ns} {place}" for group, (ns, place) in later.items()})
+
+
+def stamps_of_one_file(was: Version, now: Version, others: Iterable[Version], home: str) -> dict[str, str]:
+    """The stamps of those edited groups of a version that other names of its file have on record with the same values:
+    the edit was made through one of these, or applied to it. Source: of_one_file."""
+    found: dict[str, tuple[int, str]] = {}
+    for other in others:
+        after = of_one_file(was, other, home)
+        for group in changed(was, after) - changed(after, now):
+            found[group] = max(found.get(group, (0, "")), stamp_of(after, group))
+    return {group: f"{ns} {place}" for group, (ns, place) in found.items()}
+
+
+def since(version: Version, group: str, home: str) -> tuple[int, str]:
+    """The time from which a version has a group's values, and the bucket where it got them: of its last edit, else of
+    its creation. home: the bucket that has it."""
+    return stamp_of(version, group) if group in version.edited else (version.created_ns, version.source or home)
 
 
 def stamp_of(version: Version, group: str) -> tuple[int, str]:

@@ -19,6 +19,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.intents import Act, drop_intents, read_intents
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.sync import Syncer
 from fsrepl.storage.view_file import open_view_if_there
 from fsrepl.views import (
     directories,
@@ -176,7 +177,7 @@ def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -
         view = view_of(found.status, current.id, racy=True)  # an edit since then must still be noticed
         journal.views.see(bucket.address, intent.key, view)
         return show.Shown(view)
-    links = link_groups.LinkGroups(journal, bucket)
+    links = link_groups.LinkGroups(journal, bucket, Syncer(), None)
     try:
         staged = links.stage(current) or stage.stage_current(bucket, current)
     except (StoreDamaged, FileNotFoundError) as error:
@@ -241,8 +242,9 @@ def _expected(bucket: OpenBucket, intent: intents.Intent, current: Version, foun
     if found.status is None:
         return was, False
     shown = _shown_content(bucket, intent.key)
-    is_former = was is not None and was.shown not in ("", current.id) and was.has_content_of(found.status)
-    # a version of the same content may differ in its metadata, so the former view does not show it
+    # a version of the same content may differ in its metadata, so the former view does not show it; its time may have
+    # been changed since, through another name of the file
+    is_former = was is not None and was.shown not in ("", current.id) and was.ino == found.status.st_ino
     if not current.marker and shown == (current.kind, current.digest) and not is_former:
         return None, True
     if was is None:

@@ -178,7 +178,8 @@ class DeliveryGroup:
         if known is None or known.marker or key in self.state.stale:
             return False
         if known.view is None:
-            return not self.state.is_scanned or self.region.changes.is_queued(self.destination.address, key)
+            is_queued = key in self.state.deferred or self.region.changes.is_queued(self.destination.address, key)
+            return is_queued or not self.state.is_scanned
         try:
             found = self.destination.view_status(key)
         except OSError as error:

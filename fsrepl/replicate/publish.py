@@ -60,7 +60,9 @@ def publish(
         done = _published(region, tree, items)
         current = _newest(done, again)  # where the newest of a key failed, the version before it is shown
         narrower = narrowing.Narrower(region.engine, bucket, {source.address: source.order})
-        links = link_groups.LinkGroups(region.engine.journal, bucket) if bucket.bucket.trees else None
+        links = None
+        if bucket.bucket.trees:
+            links = link_groups.LinkGroups(region.engine.journal, bucket, region.engine.syncer, region.engine.recent)
         follower = directories.Follower(bucket, {source.address: source.rights}, narrower)
         seen = _shown(region, state, bucket, list(current.values()), views, follower, narrower, links)
         shown = {(version.key, version.id) for version, _ in seen}
@@ -222,7 +224,8 @@ def _show(
     linked = links.stage(version)
     if linked and staged.view:
         staging.unstage(bucket, staged.view)
-    outcome = show.show(bucket, version, links.expected(was), linked or staged.view, emptied=emptied)
+    expected = links.expected(links.latest(version.key, was))
+    outcome = show.show(bucket, version, expected, linked or staged.view, emptied=emptied)
     if isinstance(outcome, show.Shown):
         links.showed(version, was, outcome.view)
         if linked and not staged.view:

@@ -8,13 +8,15 @@ is no edit of its user's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError
 from fsrepl.model import metadata
 from fsrepl.model.version import Origin, Version
+from fsrepl.model.view import View
 from fsrepl.region import deliveries
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.deliveries import enqueue
@@ -24,18 +26,35 @@ from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.intents import Act, Intent, intend
+from fsrepl.storage.posix import has_rights
 from fsrepl.views import view_metadata
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 # -- where an edit is made
 
 
-def record_edit(region: Region, state: BucketState, bucket: OpenBucket, was: Version, edited: Version) -> Version:
-    """Stamp new metadata of a version, write it to the store, and queue deliveries to all its replicas."""
+def record_edit(
+    region: Region, state: BucketState, bucket: OpenBucket, was: Version, edited: Version,
+    stamps: Mapping[str, str] = _NONE,
+) -> Version:  # fmt: skip
+    """Stamp new metadata of a version, write it to the store, and queue deliveries to all its replicas.
+
+    stamps: of the groups whose edit is on record already, by another name of the file: see
+    metadata.stamps_of_one_file.
+    """
     engine = region.engine
-    _, now_ns = state.bucket.ids.next(engine.site.now())
-    edited = metadata.stamped(edited, metadata.changed(was, edited), now_ns, bucket.address)
+    groups = metadata.changed(was, edited)
+    if made_here := groups - stamps.keys():
+        _, now_ns = state.bucket.ids.next(engine.site.now())
+        edited = metadata.stamped(edited, made_here, now_ns, bucket.address)
+    edited = replace(edited, edited={**edited.edited, **stamps})
+    places = {stamp.partition(" ")[2] for stamp in stamps.values()} if not made_here else set()
     there = engine.replication_of(was.source) if was.origin is Origin.REPLICA else None
-    deliveries = edit_rules.edit_deliveries(was, edited, state.bucket.replication, home=bucket.address, original=there)
+    deliveries = edit_rules.edit_deliveries(
+        was, edited, state.bucket.replication, home=bucket.address, original=there,
+        but=places.pop() if len(places) == 1 else "",
+    )  # fmt: skip
     edited = replace(edited, deliveries=deliveries)
     note_deliveries(region, bucket, [edited])
     try:
@@ -101,17 +120,20 @@ def finish_unapplied(region: Region, state: BucketState, bucket: OpenBucket, key
         version = versions.read(bucket, key, known.id, marker=False)
         if version is not None:
             with journal.transaction():
-                view_metadata.finish_edit(bucket, journal, version, was)
+                view_metadata.finish_edit(bucket, journal, version, was, region.engine.recent)
     del state.unapplied[key]
 
 
-def is_unseen(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> bool:
+def is_unseen(
+    region: Region, state: BucketState, bucket: OpenBucket, version: Version, view: View | None = None
+) -> bool:
     """Whether the view of a version was edited or replaced, and that is not recorded yet.
 
     That must be recorded first: of two edits the later holds, and an unrecorded one would be lost. A file with
-    a writer no longer belongs to this version, and an unreadable one is not waited for.
+    a writer no longer belongs to this version, and an unreadable one is not waited for. view: as it was recorded, if it
+    was just read.
     """
-    view = view_metadata.shown_view(region.engine.journal, bucket, version)
+    view = view or view_metadata.shown_view(region.engine.journal, bucket, version)
     waits = state.deferred.get(version.key)
     if view is None or (waits is not None and waits.opened) or version.key in state.unreadable:
         return False
@@ -123,4 +145,7 @@ def is_unseen(region: Region, state: BucketState, bucket: OpenBucket, version: V
         raise
     if view.is_same(found):
         return False
-    return not (found.st_nlink > 1 and view.has_content_of(found) and view.mode == found.st_mode & 0o7777)
+    if not (found.st_nlink > 1 and view.has_content_of(found) and versions.is_file_of(bucket, version, found)):
+        return True
+    # the daemon's writes of the record change the ctime of a view that is the stored file as well
+    return not has_rights(version.shortfall.posix or version.posix, found)

@@ -15,21 +15,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys, metadata
-from fsrepl.model.version import Kind, Version
+from fsrepl.model.version import Kind, Shortfall, Version
 from fsrepl.model.view import View, view_of
+from fsrepl.region.recent import Recent
 from fsrepl.storage import records, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING, UNSUPPORTED
+from fsrepl.storage.intents import Act, Intent, intend
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.posix import apply_posix, apply_to_link, inode_posix, posix_of
+from fsrepl.storage.posix import apply_posix, apply_to_link, has_rights, inode_posix, posix_of
+from fsrepl.storage.sync import Syncer
 from fsrepl.storage.view_file import open_view
-from fsrepl.views import show, stage, view_attributes
+from fsrepl.views import one_file, show, stage, view_attributes
 
 _NO_LINK = UNSUPPORTED | {errno.EMLINK, errno.EPERM}
 
@@ -37,8 +40,9 @@ _NO_LINK = UNSUPPORTED | {errno.EMLINK, errno.EPERM}
 class LinkGroups:
     """The views of one bucket during one batch, and which of them are to be one file."""
 
-    def __init__(self, journal: Journal, bucket: OpenBucket) -> None:
+    def __init__(self, journal: Journal, bucket: OpenBucket, syncer: Syncer, recent: Recent | None) -> None:
         self._journal, self._bucket = journal, bucket
+        self._syncer, self._recent = syncer, recent
         self._shown: dict[bytes, View] = {}
         """Views that were changed in this batch, which the journal does not know yet."""
         self._ctimes: dict[int, int] = {}
@@ -151,29 +155,52 @@ class LinkGroups:
         directory, own_name = keys.split(other.key)
         bucket.fs.link(bucket.views.get(directory), own_name, bucket.tmp, name)
         try:
-            if not view.has_content_of(bucket.fs.stat(bucket.tmp, name)):  # another file was put there in this moment
+            found = bucket.fs.stat(bucket.tmp, name)
+            if not view.has_content_of(found):  # another file was put there in this moment
                 staging.unstage(bucket, name)
                 return b""
-            latest = latest_of(version, other)
-            if (other.posix, other.attrs) != (latest.posix, latest.attrs):  # its edit is on the way
-                self._shown[other.key] = view_of(self._give(name, latest), view.shown, racy=view.racy)
+            later = metadata.of_one_file(version, other, bucket.address)
+            if later != version:  # its own edit is on the way, or was never captured
+                one_file.write(bucket, self._recent, replace(later, shortfall=other.shortfall))
+            now = metadata.of_one_file(other, version, bucket.address)
+            if now != other or not _has_posix(other, found):  # that one's edit is on the way
+                self._edit(name, now, other, view)
         except BaseException:
             with contextlib.suppress(OSError):
                 staging.unstage(bucket, name)
             raise
         return name
 
-    def _give(self, name: bytes, version: Version) -> os.stat_result:
-        """Give a file or symlink in .fsrepl/tmp a version's metadata; its status then."""
+    def _edit(self, name: bytes, now: Version, was: Version, view: View) -> None:
+        """Give a file, and the records of all its names, the metadata of a version: an edit, as if it had arrived.
+
+        name: one of its names, in .fsrepl/tmp. was, view: another one's version, and its view as recorded.
+        """
+        bucket = self._bucket
+        others = one_file.other_names(self._journal, bucket, was, view.ino, shown=self._shown)
+        with intend(self._syncer, bucket, [Intent(was.key, was.id, view, Act.EDIT)]):
+            for _, version in ((was, now), *one_file.behind(others, now, bucket.address)):
+                one_file.write(bucket, self._recent, version)
+            found, shortfall = self._give(name, now)
+            if shortfall != now.shortfall:
+                one_file.write(bucket, self._recent, replace(now, shortfall=shortfall))
+            one_file.share_shortfall(bucket, self._recent, now, others)
+        self._shown[was.key] = view_of(found, view.shown, racy=view.racy)
+        for other in others:
+            self._shown[other.version.key] = view_of(found, other.view.shown, racy=other.view.racy)
+
+    def _give(self, name: bytes, version: Version) -> tuple[os.stat_result, Shortfall]:
+        """Give a file or symlink in .fsrepl/tmp a version's metadata; its status then, and what it could not take."""
         bucket, is_link = self._bucket, version.kind is Kind.LINK
         fd = bucket.fs.open_inode(bucket.tmp, name) if is_link else records.open_file(bucket, bucket.tmp, name)
         try:
             if is_link:
-                apply_to_link(bucket, fd, version.posix)
+                refused: Collection[str] = attributes.of_object(version)
+                posix = apply_to_link(bucket, fd, version.posix)
             else:
-                view_attributes.write(bucket, fd, version)
-                apply_posix(bucket, fd, version.posix)
-            return bucket.fs.stat_fd(fd)
+                refused = view_attributes.write(bucket, fd, version)
+                posix = apply_posix(bucket, fd, version.posix)
+            return bucket.fs.stat_fd(fd), metadata.shortfall(version, posix, refused)
         finally:
             bucket.fs.close(fd)
 
@@ -183,6 +210,7 @@ class LinkGroups:
             return
         if was is not None:
             self._ctimes.setdefault(was.ino, was.ctime_ns)
+        self._shown.pop(version.key, None)
         if view is not None:
             self._shown[version.key] = view
 
@@ -206,17 +234,11 @@ class LinkGroups:
                     yield key, view_of(found, view.shown, racy=view.racy)
 
 
-def latest_of(version: Version, other: Version) -> Version:
-    """A version with the metadata of its file: another name's, where that was edited since. Pure.
-
-    An edit is recorded at each name, and may have arrived at one and be on its way to another.
-    """
-    newer = {
-        group
-        for group in metadata.GROUPS - {metadata.TAGS}
-        if metadata.stamp_of(other, group)[0] > max(version.created_ns, metadata.stamp_of(version, group)[0])
-    }
-    return metadata.merged(version, other, newer)
+def _has_posix(version: Version, found: os.stat_result) -> bool:
+    """Whether a file has the mode, owner and time that it was last seen to have, or was given: a fault may have come
+    in between."""
+    shown = version.shortfall.posix or version.posix
+    return shown is None or (has_rights(shown, found) and shown.mtime_ns == found.st_mtime_ns)
 
 
 def origin(bucket: OpenBucket, at: tuple[bytes, str]) -> tuple[bytes, str]:
@@ -229,12 +251,3 @@ def origin(bucket: OpenBucket, at: tuple[bytes, str]) -> tuple[bytes, str]:
             if version is not None and version.link is not None:
                 at = version.link
     return at
-
-
-def others_after(journal: Journal, bucket: OpenBucket, was: View, now: View) -> list[tuple[bytes, View]]:
-    """The other keys whose views are the same file, after its metadata was changed through one of them; their views."""
-    found = []
-    for key, known in journal.views.names_of(bucket.address, was.ino).items() if bucket.bucket.trees else ():
-        if known.view is not None and known.view.ctime_ns == was.ctime_ns and known.view.shown != now.shown:
-            found.append((key, replace(now, shown=known.view.shown, racy=known.view.racy)))
-    return found

@@ -85,7 +85,7 @@ def relink(region: Region, state: BucketState, bucket: OpenBucket, version: Vers
 
 def join(region: Region, state: BucketState, bucket: OpenBucket, first: Row, others: Sequence[Row]) -> None:
     """Make views names of one file, under an intent: a crash leaves each with its content."""
-    links = LinkGroups(region.engine.journal, bucket)
+    links = LinkGroups(region.engine.journal, bucket, region.engine.syncer, region.engine.recent)
     try:
         intents = [Intent(key, known.id, known.view) for key, known in (first, *others)]
         with intend(region.engine.syncer, bucket, intents):

@@ -128,7 +128,7 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
         return
     try:
         following.look_before_showing(region, state, bucket, [key])
-        links = link_groups.LinkGroups(journal, bucket)
+        links = link_groups.LinkGroups(journal, bucket, region.engine.syncer, region.engine.recent)
         staged = links.stage(current) or stage.stage_current(bucket, current)
         outcome = show.show(bucket, current, known.view, staged)
         is_deleted_directory = current.marker and keys.is_directory(key)

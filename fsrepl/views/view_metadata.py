@@ -12,13 +12,14 @@ from msgspec.structs import replace
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Kind, Version
 from fsrepl.model.view import View, view_of
+from fsrepl.region.recent import Recent
 from fsrepl.storage import placed, records, sharing, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.posix import apply_posix, apply_to_link
+from fsrepl.views import one_file, stage, view_attributes
 from fsrepl.views import show as view_show
-from fsrepl.views import stage, view_attributes
 
 
 def shown_view(journal: Journal, bucket: OpenBucket, version: Version) -> View | None:
@@ -95,10 +96,13 @@ def _opened(bucket: OpenBucket, key: bytes, open_view: Callable[[int, bytes], in
         raise
 
 
-def finish_edit(bucket: OpenBucket, journal: Journal, version: Version, was: View) -> None:
+def finish_edit(
+    bucket: OpenBucket, journal: Journal, version: Version, was: View, recent: Recent | None = None
+) -> None:
     """Write the metadata of a version's record to its view, after a fault or a crash interrupted that.
 
-    was: the view before the edit. A file that has replaced it stays unchanged.
+    was: the view before the edit. A file that has replaced it stays unchanged. Of several names of a file, the records
+    of some may have been written.
     """
     directory, name = keys.split(version.key)
     try:
@@ -109,10 +113,16 @@ def finish_edit(bucket: OpenBucket, journal: Journal, version: Version, was: Vie
         raise
     if not bucket.is_object(version.key, found) or (found.st_ino, found.st_size) != (was.ino, was.size):
         return
-    looks = show(bucket, view_of(found, version.id), version)
+    names = one_file.other_names(journal, bucket, version, found.st_ino) if found.st_nlink > 1 else []
+    now = one_file.latest(version, names, bucket.address)
+    written = [(version, now)] if now != version else []
+    for _, each in written + one_file.behind(names, now, bucket.address):
+        one_file.write(bucket, recent, each)
+    looks = show(bucket, view_of(found, version.id), now)
     if looks is not None:
         # racy: its content may have been written since then
         journal.views.see(bucket.address, version.key, replace(looks, racy=True))
+        one_file.share_shortfall(bucket, recent, now, names)
 
 
 def _remove_others(bucket: OpenBucket, fd: int, wanted: Collection[str]) -> None:

@@ -10,10 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from fsrepl.capture import copy
+from fsrepl.model.metadata import of_one_file
 from fsrepl.model.version import Posix, Status, Version
 from fsrepl.model.view import view_of
 from fsrepl.region.change_queue import ARRIVED
-from fsrepl.views.link_groups import latest_of
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, v1, worlds
@@ -175,10 +175,10 @@ def test_an_edit_that_arrived_at_one_name_is_not_undone_by_another_name(tmp_path
     """The metadata of a file is that of the latest edit, through whichever name it was made."""
     first = Version(b"a", "1", 100, posix=Posix(0o600, 7, 7, 1), edited={"posix": "300 east/src"})
     second = Version(b"b", "2", 200, posix=Posix(0o644, 7, 7, 1), attrs={"user.note": b"x"})
-    assert latest_of(second, first).posix == first.posix
-    assert latest_of(second, first).attrs == second.attrs
-    assert latest_of(replace(second, created_ns=400), first).posix == second.posix
-    assert latest_of(replace(second, edited={"posix": "301 east/src"}), first).posix == second.posix
+    assert of_one_file(second, first, "east/src").posix == first.posix
+    assert of_one_file(second, first, "east/src").attrs == second.attrs
+    assert of_one_file(replace(second, created_ns=400), first, "east/src").posix == second.posix
+    assert of_one_file(replace(second, edited={"posix": "301 east/src"}), first, "east/src").posix == second.posix
 
 
 @pytest.mark.slow
