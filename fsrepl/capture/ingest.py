@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
 
-from fsrepl.capture import apply, copy, look, rewritten
+from fsrepl.capture import apply, copy, expect, look, rewritten
 from fsrepl.capture.apply import NewVersion
 from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_S, CopyInBackground
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
@@ -170,8 +170,10 @@ def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change:
             raise
 
 
-def finish_large(region: Region, state: BucketState, change: Change, seen: look.Seen) -> None:
-    """Finish a large file copied by a background worker. Raises FsreplError where the bucket is away."""
+def finish_large(region: Region, state: BucketState, change: Change, seen: look.Seen) -> bool:
+    """Finish a large file copied by a background worker; whether it became a version. Raises FsreplError where the
+    bucket is away."""
+    new: NewVersion | None = None
     with state.bucket.open() as bucket:
         with _set_aside(region, state, change):
             if (
@@ -181,11 +183,10 @@ def finish_large(region: Region, state: BucketState, change: Change, seen: look.
             ):
                 staging.unstage(bucket, seen.staged)
                 region.defer(state, change, AGAIN_AT_LEAST_S, "the file changed during the copy")
-                return
+                return False
             known = region.engine.journal.versions.object(change.address, change.key)
-            if (new := _apply(region, state, bucket, change, known, seen)) is None:
-                return
-        publish(region, state, bucket, [new])
+            new = _apply(region, state, bucket, change, known, seen)
+        return bool(publish(region, state, bucket, [new])) if new is not None else False
 
 
 def look_at_key(
@@ -381,15 +382,19 @@ def _remove_left_directories(bucket: OpenBucket, published: Collection[NewVersio
 def copy_in_background(region: Region, state: BucketState, change: Change, size_bytes: int) -> None:
     """Copy and hash a large file in a background worker."""
     state.copying[change.key] = change
-    began_s = 0.0
+    began_s, expected = 0.0, None
+    if is_announced := expect.may_be_announced(state, change.key, size_bytes):
+        state.announced = change.key
     progress = limits.Progress(change.key, "", change.address, change.address, size_bytes)
 
     def copy() -> look.Seen:
-        nonlocal began_s
+        nonlocal began_s, expected
         began_s = time.monotonic()
         with region.engine.progress(progress), state.bucket.open() as bucket:
             known = region.engine.journal.versions.object(change.address, change.key)
             open_for_s = began_s - change.since_s
+            if is_announced:
+                expected = expect.announce(region, bucket, change.key, known)
             return look.look(
                 bucket, change, known, region.writer_wait, time.time_ns(),
                 open_for_s=open_for_s, in_background=True, progress=progress.came_to,
@@ -398,6 +403,7 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
 
     def finish(seen: look.Seen | Exception) -> None:
         _delay_next_copy(region, state, change.key, time.monotonic() - began_s)
+        is_published = False
         with region.moving():
             try:
                 if not state.is_up:
@@ -406,10 +412,14 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
                     put_off(region, state, change, seen)
                 else:
                     with region.at_work(state):
-                        finish_large(region, state, change, seen)
+                        is_published = finish_large(region, state, change, seen)
                         state.failures = 0
             finally:
                 del state.copying[change.key]
+                if is_published:
+                    state.unsteady.discard(change.key)
+                if is_announced:
+                    expect.end(region, state, expected, is_published=is_published)
         region.engine.notify()
 
     region.in_background(copy, finish, pool=("capture", region.name), whose=change.address, size_bytes=size_bytes)

@@ -207,7 +207,7 @@ def _share(transfer: dict[str, Any], done: str) -> str:
 def _doing(transfer: dict[str, Any]) -> str:
     """Where a transfer goes, or what is done within its bucket."""
     if transfer["source"] != transfer["destination"]:
-        return str(transfer["destination"])
+        return str(transfer["destination"]) + (", being prepared" if transfer.get("what") == "preparing" else "")
     return f"{transfer['source']}, being {'scrubbed' if transfer.get('what') == 'scrubbing' else 'captured'}"
 
 

@@ -161,7 +161,8 @@ def _waits_for(address: str, version: Version, destination: str, said: Document)
         ):  # fmt: skip
             return str(each["why"]), f"tried {each['attempts']} times, again in {each['seconds']:.0f} s"
     for each in said.get("transfers", []):
-        if (each["source"], each["destination"], each["key"]) == (address, destination, keys.shown(version.key)):
+        here = each["source"], each["destination"], each["key"]
+        if here == (address, destination, keys.shown(version.key)) and "what" not in each:
             return "the version is being copied", f"{each['bytes_done']} of {each['bytes_total']} bytes are copied"
     if job := version.deliveries[destination].job:
         return f"backfill {job}", "the version is sent when no new version waits for that destination"

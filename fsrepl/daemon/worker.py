@@ -25,6 +25,8 @@ from fsrepl.region.bucket_state import BucketState, Damaged, Phase
 from fsrepl.region.change_queue import FOUND, Change
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.mailbox import (
+    Expect,
+    ExpectNoMore,
     HandOverMore,
     LookAtDirectories,
     Message,
@@ -38,7 +40,7 @@ from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import reconcile, refetch, scrub
-from fsrepl.replicate import backfill, decide, deliver, sending, settle
+from fsrepl.replicate import backfill, decide, deliver, early, sending, settle
 from fsrepl.replicate.source import Source
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery
@@ -121,6 +123,7 @@ class Worker(Attaching):
             self._take,
             functools.partial(settle.settle_due, self),
             self._deliver,
+            functools.partial(early.remove_due, self),
             functools.partial(stale.show_due, self),
             functools.partial(following.look_due, self),
             functools.partial(relinking.relink_due, self),
@@ -140,6 +143,12 @@ class Worker(Attaching):
         match message:
             case LookAtDirectories(address, paths):
                 following.note_all(self, address, paths)
+            case Expect(destination, update):
+                if (there := self.states.get(destination)) is not None:
+                    early.begin(self, there, update)
+            case ExpectNoMore(destination, update, is_published):
+                if (there := self.states.get(destination)) is not None:
+                    early.end(there, update, is_published=is_published)
             case HandOverMore(source, destination, after):
                 deliveries.hand_over_more(self, source, destination, after)
             case RebuildRecord(address, key, version_id, marker):
@@ -178,6 +187,8 @@ class Worker(Attaching):
                 due.append(labels)
             if state.is_up and (rest_s := resting.next_s(state)) is not None:
                 due.append(rest_s)
+            if (early_s := early.next_s(state)) is not None:
+                due.append(early_s)
             if state.withheld and state.is_up:
                 due.append(time.monotonic() + _WITHHELD_S)
             if state.is_scanned and (fetch_s := refetch.next_s(state)) is not None:

@@ -23,6 +23,7 @@ from fsrepl.storage.alike import Alike
 from fsrepl.storage.backfill_jobs import Job
 from fsrepl.storage.bucket import Bucket
 from fsrepl.storage.bucket_documents import Documents
+from fsrepl.storage.early_copy import EarlyCopy
 from fsrepl.storage.journal.rows import Classed, Delivery
 from fsrepl.storage.remembered import Keeper
 
@@ -185,6 +186,13 @@ class BucketState(Struct, eq=False):
     """Keys that a background worker is copying."""
     copy_again_at_s: dict[bytes, float] = field(default_factory=dict)
     """Keys whose copying took a while, and the time until which their next change waits."""
+    announced: bytes | None = None
+    """The key being copied that its destinations are, or may be, told of: see capture/expect.py."""
+    unsteady: set[bytes] = field(default_factory=set)
+    """Keys of which the last announced update came to nothing, as of a file that is always being written."""
+    early: dict[tuple[str, bytes], EarlyCopy] = field(default_factory=dict)
+    """By source and key: copies of versions here, for updates that are expected from there. Background workers take
+    them out."""
     scanned_ns: int | None = None
     """The start of the last scan that is recorded completely, as the journal has it; None where that was not asked."""
     new_names: dict[int, list[Version]] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
+from fsrepl.region.expected import Expected
 from fsrepl.storage.journal.rows import Delivery
 
 
@@ -63,6 +64,21 @@ class LookAtDirectories(Struct, frozen=True):
 
     address: str
     paths: frozenset[bytes]
+
+
+class Expect(Struct, frozen=True):
+    """An update of a large file is being captured, and will probably be delivered to a bucket of the region."""
+
+    destination: str
+    update: Expected
+
+
+class ExpectNoMore(Struct, frozen=True):
+    """That capture has ended. is_published: it made a version, and its deliveries are handed over."""
+
+    destination: str
+    update: Expected
+    is_published: bool
 
 
 class RetryNow(Struct, frozen=True):
@@ -124,6 +140,8 @@ Message = (
     | Acknowledged
     | WakeBacklog
     | LookAtDirectories
+    | Expect
+    | ExpectNoMore
     | RetryNow
     | RetryNowFrom
     | DropQueues

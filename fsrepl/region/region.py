@@ -101,6 +101,9 @@ class Region(Receiver, Sources):
         state.directories.clear()
         state.resting.clear()
         state.faults.clear()
+        while state.early:
+            with contextlib.suppress(KeyError):  # a worker has taken it
+                state.early.popitem()[1].abandon(state.bucket.fs)
         state.trouble = Trouble()
         self.changes.forget(state.bucket.address)
         if self.engine.watcher is not None:

@@ -12,7 +12,7 @@ from fsrepl.model.version import Status, Version
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
-from fsrepl.replicate import blockwise, group, transfer
+from fsrepl.replicate import blockwise, early, group, transfer
 from fsrepl.replicate.blockwise import Held, Sent
 from fsrepl.replicate.destination import Destination, LocalTree
 from fsrepl.replicate.draft import StagedReplica
@@ -20,6 +20,7 @@ from fsrepl.replicate.group import DeliveryGroup
 from fsrepl.replicate.source import Opener, Source
 from fsrepl.replicate.transfer import Item
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.early_copy import EarlyCopy
 from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
@@ -37,6 +38,7 @@ def send_in_background(region: Region, state: BucketState, item: Item, open_sour
     def copy() -> Sent | StagedReplica | Version:
         with (
             region.engine.progress(progress),
+            early.taken(state, delivery) as copied,
             state.bucket.open() as destination,
             open_source(delivery.source, destination) as source,
         ):
@@ -45,7 +47,7 @@ def send_in_background(region: Region, state: BucketState, item: Item, open_sour
                 return there
             if version.size < region.engine.settings.replication.large_file_bytes:
                 return group.stage(source, tree, item, progress)
-            return _stage_large(region, state, source, destination, tree, item, progress)
+            return _stage_large(region, state, source, destination, tree, item, progress, copied)
 
     def finish(staged: Sent | StagedReplica | Version | Exception) -> None:
         if isinstance(staged, Exception):
@@ -75,7 +77,7 @@ def send_in_background(region: Region, state: BucketState, item: Item, open_sour
 
 def _stage_large(
     region: Region, state: BucketState, source: Source, bucket: OpenBucket, tree: Destination, item: Item,
-    progress: limits.Progress,
+    progress: limits.Progress, copied: EarlyCopy | None,
 ) -> Sent:  # fmt: skip
     """Stage a large object, of which only what the destination lacks crosses."""
     version, replica = item.version, item.replica
@@ -101,7 +103,7 @@ def _stage_large(
             raise transfer.damaged()
         with (
             blockwise.base_of(source, bucket, blocks, version, held, others) as base,
-            tree.large_draft(replica) as draft,
+            tree.large_draft(replica, copied) as draft,
         ):
             return blockwise.stage(content, blocks, draft, version, base, progress)
 

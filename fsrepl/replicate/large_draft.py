@@ -23,6 +23,7 @@ from fsrepl.replicate.draft import Base, LargeDraft, StagedFile, StagedReplica
 from fsrepl.storage import blocks as maps
 from fsrepl.storage import copying, hashing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.early_copy import EarlyCopy
 from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED
 from fsrepl.storage.read_ahead import ReadAhead
 from fsrepl.storage.read_back import ReadBack
@@ -46,14 +47,18 @@ _RESERVED_MAX = 256
 
 
 @contextlib.contextmanager
-def open_draft(bucket: OpenBucket, replica: Version) -> Iterator[LargeDraft]:
+def open_draft(bucket: OpenBucket, replica: Version, early: EarlyCopy | None = None) -> Iterator[LargeDraft]:
     """See Destination.large_draft."""
-    name = staging.replica_name(replica.key, replica.id, replica.digest)
-    fd, again = staging.open_lasting(bucket, name)
+    name, again = staging.replica_name(replica.key, replica.id, replica.digest), False
+    fd, filled = early.take_over(bucket, name) if early is not None else (-1, 0)
+    if fd < 0:
+        fd, again = staging.open_lasting(bucket, name)
     try:
         linked = sharing.is_linked(bucket, replica.posix)
         sidecar = not linked and records.put(bucket, fd, name, replica)
         draft = _LargeFile(bucket, fd, name, replica, linked=linked, sidecar=sidecar, again=again)
+        if early is not None and filled:
+            draft.has_start_of((early.key, early.id), filled)
         try:
             yield draft
         finally:
@@ -97,25 +102,35 @@ class _LargeFile(StagedFile):
         """Whether nothing reads it soon: see missing."""
         self._base: Base | None = None
         """The version before of the key, which is read for the last time."""
+        self._start_of: tuple[bytes, str] | None = None
+        self._filled = 0
+        """So much of its start is a copy of that version, by key and id, which was made early."""
         self._ahead: ReadAhead | None = None
         """Has the parts of the base read that are copied next."""
         self.compares = False
         self.foreseen: Sequence[Span] = ()
+
+    def has_start_of(self, version: tuple[bytes, str], size: int) -> None:
+        """Its first bytes, so many, were copied from the same place of that version, by key and id."""
+        self._start_of, self._filled = version, size
 
     def missing(
         self, blocks: BlockMap, base: Base | None, on_read: Callable[[int], None] | None = None
     ) -> Iterator[Span]:
         fs = self.bucket.fs
         lacks = self._of_earlier_try(blocks) if self._again else blocks
-        if is_new := len(lacks) == len(blocks):
-            fs.truncate(self.fd, 0)
+        is_new = len(lacks) == len(blocks)
         # Without reflinks, the next update is copied from this one, and comes soon where there was one before.
         is_left_alone = self._shares_blocks or (self._linked and base is None)
         self._leaves_cache = self.replica.size >= _LEAVES_CACHE_BYTES and is_left_alone
         plan = delta.plan(lacks, base.blocks if base is not None else None)
+        if not plan.kept or base is None or (base.key, base.id) != self._start_of:
+            self._filled = 0
+        if is_new and not self._filled:
+            fs.truncate(self.fd, 0)
         self._reserve(plan.missing)
         self.foreseen = sorted(plan.missing)
-        cloned = base is not None and is_new and bool(plan.kept) and self._clone(base)
+        cloned = base is not None and is_new and not self._filled and bool(plan.kept) and self._clone(base)
         if base is not None and base.key == self.replica.key and not cloned:
             self._base = base
         fs.truncate(self.fd, blocks.size)
@@ -123,7 +138,7 @@ class _LargeFile(StagedFile):
         self._is_followed = not cloned or len(plan.missing) + len(plan.moved) <= _FOLLOWED_MAX
         self._read_back = ReadBack(self.bucket, self.name, on_read, past_cache=cloned)
         if base is not None and not self._shares_blocks:
-            self._ahead = ReadAhead(fs, base.fd, _places(plan, base))
+            self._ahead = ReadAhead(fs, base.fd, _places(plan, base, self._filled))
         for span, is_filled in self._steps(plan, base, cloned=cloned, is_new=is_new):
             self._is_final(span.at)
             if not is_filled():
@@ -157,7 +172,7 @@ class _LargeFile(StagedFile):
         if base is not None:
             moves = plan.moved if cloned else [*plan.moved, *(Move(span.at, *span) for span in plan.kept)]
             steps += [(Span(move.at, move.size), partial(self._takes, base, move)) for move in moves]
-        if cloned or not is_new:  # else there are zeros
+        if cloned or self._filled or not is_new:  # else there are zeros
             steps += [(hole, partial(self.bucket.fs.punch, self.fd, *hole)) for hole in plan.holes]
         like = base if self.compares and not cloned else None
         steps += [(span, partial(self._prepares, like, span)) for span in plan.missing]
@@ -206,7 +221,8 @@ class _LargeFile(StagedFile):
         return True
 
     def _copies(self, base: Base, move: Move) -> bool:
-        """Copy a part of the base; False where it cannot be read there."""
+        """Copy a part of the base, unless that was done early; False where it cannot be read there."""
+        move = _after(move, self._filled)
         try:
             copying.copy_part(self.bucket, base.fd, self.fd, *move, share=self._may_share)
         except OSError as error:
@@ -295,8 +311,14 @@ class _LargeFile(StagedFile):
                 self.bucket.fs.close(fd)
 
 
-def _places(plan: Plan, base: Base) -> list[Span]:
-    """Where the base has what is copied from it, in the order in which it is copied."""
+def _places(plan: Plan, base: Base, filled: int) -> list[Span]:
+    """Where the base has what is copied from it, in the order in which it is copied. filled: see _after."""
     moves = [*plan.moved, *(Move(each.at, *each) for each in (*plan.kept, *plan.missing))]
-    moves.sort(key=lambda move: move.at)
+    moves = [_after(move, filled) for move in sorted(moves, key=lambda move: move.at)]
     return [Span(move.base_at, min(move.size, base.blocks.size - move.base_at)) for move in moves]
+
+
+def _after(move: Move, filled: int) -> Move:
+    """What is left to be copied of a part, where the first bytes were copied from the same place, so many."""
+    done = min(move.size, max(0, filled - move.at)) if move.base_at == move.at else 0
+    return Move(move.base_at + done, move.at + done, move.size - done)

@@ -19,7 +19,7 @@ _ZEROS = bytes(1 << 20)
 _COPY_BYTES = 64 << 20
 _STARTED_BYTES = 8 << 20
 """The kernel is told in parts of this size what to write to the disk: for smaller ones it takes as long each."""
-_REPLACES_CACHED_BYTES = 128 << 20
+REPLACES_CACHED_BYTES = 128 << 20
 """From this size on a copy replaces the version before in the page cache: other memory would be taken from what people
 use, and to find it takes longer than to copy where all is in use."""
 _RESERVED_MAX = 256
@@ -220,7 +220,7 @@ def _replaced_in_cache(
     bucket: OpenBucket, before: Before | None, size: int, opened: contextlib.ExitStack
 ) -> int | None:  # fmt: skip
     """The stored file whose place in the page cache a copy of a size takes; None for a small copy."""
-    if before is not None and size >= _REPLACES_CACHED_BYTES:
+    if before is not None and size >= REPLACES_CACHED_BYTES:
         with contextlib.suppress(OSError):
             return _open_stored(bucket, *bucket.stored_file(before.key, before.id), opened)
     return None

@@ -47,12 +47,14 @@ def test_captures_and_verifications_are_shown_apart_from_copies(capsys: pytest.C
     """Section 5: status names the kind of each transfer."""
     capture = {"key": "k", "source": "east/src", "destination": "east/src", "bytes_done": 25, "bytes_total": 100}
     verified = capture | {"destination": "west/dst", "bytes_done": 100, "bytes_verified": 30}
-    status_screen.show(document(transfers=[capture, verified]))
-    captured, sent = capsys.readouterr().out.splitlines()[-2:]
+    prepared = {**verified, "key": "c", "what": "preparing"}
+    status_screen.show(document(transfers=[capture, verified, prepared]))
+    captured, sent, copied = capsys.readouterr().out.splitlines()[-3:]
     assert "east/src, being captured" in captured
     assert captured.rstrip().endswith("25 % of 100 B")
     assert "west/dst" in sent
     assert sent.rstrip().endswith("100 % of 100 B, 30 % verified")
+    assert "west/dst, being prepared" in copied
 
 
 def test_large_objects_show_how_fast_they_are_and_what_of_them_crossed(capsys: pytest.CaptureFixture[str]) -> None:

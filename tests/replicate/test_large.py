@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from fsrepl.capture import expect
 from fsrepl.daemon import engine
 from fsrepl.model import blockmap, digests
 from fsrepl.model.version import Status
 from fsrepl.replicate import large_draft, sending
 from fsrepl.settings import reading
-from fsrepl.storage import copying, read_ahead, staging
+from fsrepl.storage import copying, early_copy, read_ahead, staging
 from fsrepl.storage.fs import Fs
 from tests import mounts
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
@@ -59,6 +60,8 @@ def set_up(world: World) -> None:
 def world(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(sending, "_CHUNK", 256 << 10)
     monkeypatch.setattr(copying, "_STARTED_BYTES", 256 << 10)
+    monkeypatch.setattr(expect, "_WORTH_BYTES", 1 << 20)
+    monkeypatch.setattr(early_copy, "_PART_BYTES", 256 << 10)
     with World(memory) as made:
         set_up(made)
         yield made
@@ -435,7 +438,7 @@ def test_an_update_replaces_the_version_before_in_the_page_cache(
 ) -> None:  # fmt: skip
     """Section 9: without reflinks it is a whole copy on both sides, for which nothing else has to leave."""
     monkeypatch.setattr(copying, "_STARTED_BYTES", 256 << 10)
-    monkeypatch.setattr(copying, "_REPLACES_CACHED_BYTES", SIZE)
+    monkeypatch.setattr(copying, "REPLACES_CACHED_BYTES", SIZE)
     monkeypatch.setattr(large_draft, "_WRITTEN_BYTES", 256 << 10)
     monkeypatch.setattr(large_draft, "_COPIED_BYTES", 128 << 10)
     monkeypatch.setattr(large_draft, "_LEFT_BYTES", 512 << 10)
@@ -791,14 +794,19 @@ def test_a_source_that_rotted_is_not_delivered(world: World) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_early", [False, True])
 @pytest.mark.parametrize("error", [None, errno.EIO])
 def test_a_cut_or_a_fault_at_every_step_of_a_delta(
-    memory: Path, error: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    """G2, G4, G7: the old version or the new one, whole, at last the new one; a cut loses what was not synced."""
+    memory: Path, error: int | None, monkeypatch: pytest.MonkeyPatch, *, is_early: bool
+) -> None:
+    """G2, G4, G7: the old version or the new one, whole, at last the new one; a cut loses what was not synced.
+    is_early: the version before is copied during the capture."""
     boots = map(str, itertools.count())
     monkeypatch.setattr(engine, "_boot_id", lambda: next(boots))
     before, after = content(2 << 20), content(50_000, 2) + content(2 << 20)
+    if is_early:
+        monkeypatch.setattr(expect, "_WORTH_BYTES", 1 << 20)
+        after = in_pages(before)
     for calls, world in worlds(memory):
         set_up(world)
         world.write("k", before)

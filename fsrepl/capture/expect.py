@@ -1,0 +1,94 @@
+"""A large file that has changed little is announced to its destinations while it is captured.
+
+They copy the version that they have meanwhile, since most of the new one will come from there: see replicate/early.py.
+What is announced may come to nothing, and binds nobody: whether there is a new version is decided after the capture,
+and what becomes of it by the rules, as ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from fsrepl.errors import FsreplError
+from fsrepl.model import keys
+from fsrepl.model.address import region_of
+from fsrepl.model.version import Version
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.expected import Expected
+from fsrepl.region.mailbox import Expect, ExpectNoMore
+from fsrepl.region.region import Region
+from fsrepl.s3 import rules
+from fsrepl.storage import versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.journal.rows import Object
+
+_WORTH_BYTES = 64 << 20
+"""A smaller file is captured before a destination has done much."""
+_SAMPLES, _SAMPLE_BYTES = 16, 4096
+"""So many parts of a file are compared with the version before, each of this size; three quarters must be equal."""
+
+
+def may_be_announced(state: BucketState, key: bytes, size_bytes: int) -> bool:
+    """Whether a file is worth a look: one of a bucket at a time, and none of which the last announcement came to
+    nothing."""
+    return size_bytes >= _WORTH_BYTES and state.announced is None and key not in state.unsteady
+
+
+def announce(region: Region, bucket: OpenBucket, key: bytes, known: Object | None) -> Expected | None:
+    """Announce a file where it is much like its current version; what was announced. Called by a background worker."""
+    replication = bucket.bucket.replication
+    if replication is None or known is None or known.marker:
+        return None
+    with contextlib.suppress(OSError, FsreplError):
+        version = versions.read(bucket, key, known.id, marker=False)
+        if version is None or not _has_changed_little(bucket, version):
+            return None
+        found = rules.winners(replication.rules, key, version.tags, marker=False)
+        expected = Expected(bucket.address, key, known.digest, [each for each in found if _copies(region, each)])
+        for destination in expected.destinations:
+            _tell(region, Expect(destination, expected))
+        return expected if expected.destinations else None
+    return None
+
+
+def end(region: Region, state: BucketState, expected: Expected | None, *, is_published: bool) -> None:
+    """Tell the destinations that the capture has ended, once the deliveries of a new version are handed over."""
+    state.announced = None
+    if expected is None:
+        return
+    if not is_published:
+        state.unsteady.add(expected.key)
+    expected.is_over = True
+    for destination in expected.destinations:
+        _tell(region, ExpectNoMore(destination, expected, is_published))
+
+
+def _tell(region: Region, message: Expect | ExpectNoMore) -> None:
+    if (there := region.regions.get(region_of(message.destination))) is not None:
+        there.post(message)
+
+
+def _copies(region: Region, destination: str) -> bool:
+    """Whether a destination is a tree of this site that copies an update, and does not make it by a reflink."""
+    there = region.engine.site.buckets.get(destination)
+    if there is None or region_of(destination) not in region.regions:
+        return False
+    return there.sharing == "private" or there.reflinks is not True
+
+
+def _has_changed_little(bucket: OpenBucket, version: Version) -> bool:
+    """Whether samples of a key's file are as in its version. Raises OSError, FsreplError."""
+    fs = bucket.fs
+    directory, name = keys.place(version.key)
+    with contextlib.ExitStack() as opened:
+        opened.callback(fs.close, now := fs.open_read(bucket.views.get(directory), name))
+        opened.callback(fs.close, before := versions.open_content(bucket, version))
+        size = min(fs.stat_fd(now).st_size, version.size)
+        step = size // _SAMPLES // _SAMPLE_BYTES * _SAMPLE_BYTES
+        if not step or size < version.size // 2:
+            return False
+        equal = sum(
+            fs.read_at(now, _SAMPLE_BYTES, number * step) == fs.read_at(before, _SAMPLE_BYTES, number * step)
+            for number in range(_SAMPLES)
+        )
+        return equal >= _SAMPLES * 3 // 4
