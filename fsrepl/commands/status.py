@@ -67,7 +67,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     skipped = alive.get("skipped")
     objects, versions, size = journal_.totals.objects(address)
-    counts = journal_.deliveries.counts(address)
+    counts, live = journal_.deliveries.all_and_live_counts(address)
     trouble = bucket.trouble or alive.get("trouble", "")
     pending = _sum(counts, "PENDING")
     now_ns = site.now()
@@ -88,7 +88,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
             site,
             address,
             counts,
-            metrics.of_bucket(journal_.deliveries, address, now_ns),
+            metrics.of_bucket(journal_.deliveries, address, now_ns, live),
             journal_.crossed(address),
             now_ns,
         ),

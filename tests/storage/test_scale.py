@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from fsrepl.commands import objects, wait
+from fsrepl.commands import objects, status, wait
 from fsrepl.daemon.worker import Worker
 from fsrepl.model import keys
 from fsrepl.model.version import DeliveryRecord, Status, Version
@@ -18,7 +19,8 @@ from fsrepl.model.view import View
 from fsrepl.region.subtrees import Subtrees
 from fsrepl.storage import staging
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.journal.rows import Delivery
+from fsrepl.storage.journal.deliveries import Deliveries
+from fsrepl.storage.journal.rows import Counts, Delivery
 from fsrepl.storage.journal.versions import Versions
 from fsrepl.views import stale
 from tests.world import DESTINATION, SOURCE, World
@@ -94,6 +96,28 @@ def _held(markers: int) -> Journal:
     with journal.transaction():
         journal.versions.add_shown(SOURCE, [(each, None) for each in (*gone, *new)])
     return journal
+
+
+def test_status_goes_through_a_buckets_deliveries_once(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G11: millions of them take seconds, and what is pending in all and of live replication is counted together."""
+    with World(memory / "w") as world:
+        journal = world.engine.journal
+        pending = DeliveryRecord("rule", Status.PENDING, since_ns=7)
+        sent = [
+            Version(b"live", "1", 5, size=3, deliveries={DESTINATION: pending}),
+            Version(b"asked", "2", 6, size=4, deliveries={DESTINATION: replace(pending, job="job", since_ns=4)}),
+            Version(b"done", "3", 7, size=5, deliveries={DESTINATION: replace(pending, status=Status.COMPLETED)}),
+        ]
+        with journal.transaction():
+            journal.deliveries.put_all(SOURCE, sent)
+        every, live = journal.deliveries.all_and_live_counts(SOURCE)
+        to = DESTINATION, "rule"
+        assert every == {(*to, "PENDING"): Counts(2, 7, 4), (*to, "COMPLETED"): Counts(1, 5, 7)}
+        assert live == {to: Counts(1, 3, 7)} == journal.deliveries.live_pending_counts(SOURCE)
+        monkeypatch.setattr(Deliveries, "live_pending_counts", None)
+        document = next(each for each in status.status(world.engine.site, {})["buckets"] if each["bucket"] == SOURCE)
+        rule = next(each for each in document["rules"] if each["id"] == "rule")
+        assert (document["pending"], rule["metrics"]["OperationsPendingReplication"]) == (2, 1)
 
 
 _PENDING_BEFORE = "CREATE INDEX pending ON delivery (bucket, destination, batch, created, id) WHERE status = 'PENDING'"

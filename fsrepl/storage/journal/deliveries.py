@@ -322,12 +322,26 @@ class Deliveries:
 
     def counts(self, address: str) -> dict[tuple[str, str, str], Counts]:
         """Counts of deliveries by (destination, rule, status)."""
+        return self.all_and_live_counts(address)[0]
+
+    def all_and_live_counts(
+        self, address: str
+    ) -> tuple[dict[tuple[str, str, str], Counts], dict[tuple[str, str], Counts]]:
+        """The same, and what `live_pending_counts` tells, by one pass through a bucket's deliveries."""
         rows = self._connection.execute(
-            "SELECT destination, rule, status, count(*), CAST(total(size) AS INTEGER), min(since) FROM delivery "
-            "WHERE bucket = ? GROUP BY destination, rule, status",
+            "SELECT destination, rule, status, batch = '', count(*), CAST(total(size) AS INTEGER), min(since) "
+            "FROM delivery WHERE bucket = ? GROUP BY 1, 2, 3, 4",
             (self._connection.ids.get(address),),
         )
-        return {(d, r, s): Counts(n, b, o) for d, r, s, n, b, o in rows}
+        every: dict[tuple[str, str, str], Counts] = {}
+        live: dict[tuple[str, str], Counts] = {}
+        for destination, rule, status, is_live, *numbers in rows:
+            found = Counts(*numbers)
+            if is_live and status == Status.PENDING:
+                live[destination, rule] = found
+            at = destination, rule, status
+            every[at] = every[at].plus(found) if at in every else found
+        return every, live
 
     def live_pending_counts(self, address: str) -> dict[tuple[str, str], Counts]:
         """Counts of pending live deliveries, without backfills, by (destination, rule)."""

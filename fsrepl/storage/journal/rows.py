@@ -159,6 +159,10 @@ class Counts(Struct, frozen=True):
     bytes: int = 0
     oldest_ns: int = 0
 
+    def plus(self, other: Counts) -> Counts:
+        """The count of the items of both, of which neither is empty."""
+        return Counts(self.number + other.number, self.bytes + other.bytes, min(self.oldest_ns, other.oldest_ns))
+
 
 def seen_columns(view: View | None) -> tuple[object, ...]:
     if view is None:
