@@ -79,7 +79,7 @@ def test_a_role_that_cannot_be_read_for_a_moment_fails_nothing(tmp_path: Path, m
     real = os.stat
 
     def stat(path: Any, **more: Any) -> os.stat_result:
-        if isinstance(path, Path) and path.parent.name == "roles":
+        if isinstance(path, (str, Path)) and Path(path).parent.name == "roles":
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return real(path, **more)
 
