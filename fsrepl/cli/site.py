@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,10 +22,6 @@ from fsrepl.cli.common import (
 )
 from fsrepl.daemon import requests
 from fsrepl.errors import Usage
-
-if TYPE_CHECKING:
-    pass
-
 
 region = typer.Typer(help="Regions: directories, each with its own identity.", no_args_is_help=True)
 

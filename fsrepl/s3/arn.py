@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from fsrepl.errors import Refused, Usage
+from fsrepl.errors import Refused
 from fsrepl.model.address import Address
 from fsrepl.s3.conform import quoted
+from fsrepl.settings import REGION_NAME
 
 ACCOUNT = "000000000000"
 """The account of every user and bucket in a site."""
@@ -28,9 +29,8 @@ _BUCKET_NAME_RULES = {
         "-s3alias, --ol-s3, .mrap, --x-s3 and --table-s3 are reserved at its end"
     ),
 }
-_REGION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _ROLE_NAME = re.compile(r"[A-Za-z0-9_+=,.@-]{1,64}")
-_BUCKET_ARN = re.compile(rf"arn:aws[a-z-]*:s3:({_REGION_NAME.pattern})?::([a-z0-9.-]{{3,63}})")
+_BUCKET_ARN = re.compile(rf"arn:aws[a-z-]*:s3:({REGION_NAME.pattern})?::([a-z0-9.-]{{3,63}})")
 _ROLE_ARN = re.compile(rf"arn:aws[a-z-]*:iam::[0-9]{{12}}:role/(?:[!-~]*/)?({_ROLE_NAME.pattern})")
 
 
@@ -42,12 +42,6 @@ def check_bucket_name(name: str) -> None:
     for pattern, rule in _BUCKET_NAME_RULES.items():
         if not re.fullmatch(pattern, name, re.DOTALL):
             raise Refused("InvalidBucketName", f"{quoted(name)} cannot name a bucket: {rule}")
-
-
-def check_region_name(name: str) -> None:
-    """Check a region's name. Raises Usage."""
-    if not _REGION_NAME.fullmatch(name):
-        raise Usage(f"{quoted(name)} cannot name a region: letters, digits, '.', '_' and '-', not beginning with a '.'")
 
 
 def check_role_name(name: str) -> None:

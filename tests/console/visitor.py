@@ -58,10 +58,6 @@ class Page:
         assert found, f"no link {label!r} on {self.address}: {self.links}"
         return found[0]
 
-    @property
-    def has_buttons(self) -> bool:
-        return any(form.method == "post" for form in self.forms)
-
 
 class _Reader(HTMLParser):
     def __init__(self, page: Page) -> None:

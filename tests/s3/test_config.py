@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsrepl.errors import Refused, Usage
+from fsrepl.errors import Refused
 from fsrepl.model.rule import Replication, Rule
 from fsrepl.model.version import STORAGE_CLASSES, Versioning
 from fsrepl.s3 import arn, replication
 from fsrepl.s3.schema import ReplicationRule
+from fsrepl.settings import REGION_NAME
 
 ROLE = "arn:aws:iam::000000000000:role/service-role/courier"
 ENABLED, DISABLED = {"Status": "Enabled"}, {"Status": "Disabled"}
@@ -114,13 +115,12 @@ def test_names_that_s3_does_not_give_to_buckets(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["us-east-1", "eu_2", "Home", "1", "a.b"])
 def test_names_of_regions(name: str) -> None:
-    arn.check_region_name(name)
+    assert REGION_NAME.fullmatch(name)
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "..", "a/b", "a:b", "a b", "é", "a\n"])
 def test_names_that_regions_cannot_have(name: str) -> None:
-    with pytest.raises(Usage):
-        arn.check_region_name(name)
+    assert REGION_NAME.fullmatch(name) is None
 
 
 def test_bucket_arns_name_the_region_or_a_bucket_that_one_region_has() -> None:
