@@ -217,7 +217,6 @@ def bucket_ls(
     json: Json = False,
 ) -> None:
     """List the buckets and their settings."""
-    from fsrepl.commands import services
     from fsrepl.commands.documents import buckets as documents
 
     site = open_answering_site()
@@ -225,7 +224,7 @@ def bucket_ls(
     if region and region not in site.destinations:
         site.bucket(f"{region}/{name}") if name else site.buckets_of(region)  # raises for an unknown one
     there = [each for service in services_of(site) if region in ("", service["name"]) for each in service["buckets"]]
-    rows = [*documents.buckets(site, region), *map(services.bucket_document, there)]
+    rows = [*documents.buckets(site, region), *map(documents.of_service, there)]
     if name:
         rows = [row for row in rows if row["Bucket"] == where]
         if not rows:

@@ -103,11 +103,10 @@ def check(json: Json = False) -> None:
 @region.command("ls")
 def region_ls(json: Json = False) -> None:
     """List the regions, and whether each is online."""
-    from fsrepl.commands.documents.regions import regions
-    from fsrepl.commands.services import region_document
+    from fsrepl.commands.documents import regions as documents
 
     site = open_answering_site()
-    rows = [*regions(site), *map(region_document, services_of(site))]
+    rows = [*documents.regions(site), *map(documents.of_service, services_of(site))]
     if json:
         print_json({"Regions": rows})
         return

@@ -19,7 +19,6 @@ from fsrepl.daemon.worker import Worker
 from fsrepl.errors import BucketMissing, FsreplError, Refused, StoreDamaged, Usage
 from fsrepl.model import digests, keys
 from fsrepl.model.address import region_of
-from fsrepl.model.keys import Document
 from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries
 from fsrepl.remote import client, small_put
@@ -88,31 +87,6 @@ def _look_at(site: Site, service: Elsewhere) -> ServiceFacts:
         buckets.append({"address": address, "versioning": versioning, "trouble": why, "place": place})
     slowed = small_put.lacking() if service.name in site.services else ""
     return {"name": service.name, "url": service.url, "trouble": trouble, "slowed": slowed, "buckets": buckets}
-
-
-def region_document(found: ServiceFacts) -> Document:
-    """Such a region for `region ls`."""
-    return {
-        "Name": found["name"],
-        "Path": found["url"],
-        "Online": not found["trouble"],
-        "Buckets": [each["address"].partition("/")[2] for each in found["buckets"]],
-        "UUID": None,
-        **({"Trouble": found["trouble"]} if found["trouble"] else {}),
-    }
-
-
-def bucket_document(found: BucketFacts) -> Document:
-    """A bucket for `bucket ls`."""
-    return {
-        "Bucket": found["address"],
-        "Online": not found["trouble"],
-        "Versioning": found["versioning"],
-        "ReplicatesTo": [],
-        "LifecycleRules": 0,
-        "Path": found["place"],
-        **({"Trouble": found["trouble"]} if found["trouble"] else {}),
-    }
 
 
 # -- what a command changes

@@ -54,6 +54,11 @@ def region_of(bucket: str) -> str:
     return bucket.partition("/")[0]
 
 
+def name_of(bucket: str) -> str:
+    """The bucket's name in its address."""
+    return bucket.partition("/")[2]
+
+
 def _unreadable(text: str) -> Usage:
     named = keys.shown(os.fsencode(text))
     return Usage(f'"{named}" does not name a bucket; write REGION/BUCKET, such as eu-west-1/photos')

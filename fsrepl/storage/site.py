@@ -20,7 +20,7 @@ from fsrepl.errors import FsreplError, Refused, Usage, reason
 from fsrepl.link.frames import INLINE_MAX_BYTES, Hello
 from fsrepl.link.host import Host
 from fsrepl.model import clock, json_text
-from fsrepl.model.address import Address, region_of
+from fsrepl.model.address import Address, name_of, region_of
 from fsrepl.model.clock import Clock
 from fsrepl.model.rule import Role
 from fsrepl.remote.elsewhere import Elsewhere
@@ -267,7 +267,7 @@ class Site:
             known = self.destinations_in(region)
             if address not in known and address not in (own := self.destinations[region].own_buckets()):
                 known = sorted({*known, *own})
-                there = ", ".join(each.partition("/")[2] for each in known) or "none"
+                there = ", ".join(map(name_of, known)) or "none"
                 raise Refused(
                     "NoSuchBucket",
                     f"no bucket of this site is replicated to {address}; those that take replicas in {region}: {there}",

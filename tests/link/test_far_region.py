@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.commands import operations, services, status
+from fsrepl.commands.documents import buckets, regions
 from fsrepl.daemon import agent_home, control, request_json, requests
 from fsrepl.daemon.served_region import ServedRegion
 from fsrepl.errors import FsreplError, Refused, Unavailable
@@ -237,11 +238,11 @@ def test_buckets_there_are_shown_before_a_rule_names_them(memory: Path) -> None:
         world.run("bucket.create", bucket="west/plain", versioning=False)
         site = world.engine.site
         (found,) = services.look(site)
-        rows = {row["Bucket"]: row for row in map(services.bucket_document, found["buckets"])}
+        rows = {row["Bucket"]: row for row in map(buckets.of_service, found["buckets"])}
         assert {at: (row["Versioning"], row["Online"]) for at, row in rows.items()} == {
             DESTINATION: ("Enabled", True), "west/plain": ("", True),
         }  # fmt: skip
-        assert services.region_document(found)["Buckets"] == ["dst", "plain"]
+        assert regions.of_service(found)["Buckets"] == ["dst", "plain"]
         for address, code in ((DESTINATION, "InvalidRequest"), ("west/nothere", "NoSuchBucket")):
             with pytest.raises(Refused, match="dst") as refused:
                 listing.open_bucket(site, address)

@@ -13,6 +13,7 @@ import pytest
 from fsrepl import settings
 from fsrepl.commands import doctor, doctor_facts, services, sites, status, why
 from fsrepl.commands import replication as replications
+from fsrepl.commands.documents import buckets, regions
 from fsrepl.errors import Refused, Usage
 from fsrepl.model.address import Address
 from fsrepl.model.version import Status, Versioning
@@ -107,11 +108,11 @@ def test_regions_and_buckets_are_shown(tmp_path: Path, service: Service) -> None
         world.write("k", b"data")
         world.settle()
         (found,) = services.look(world.engine.site)
-        assert services.region_document(found) == {
+        assert regions.of_service(found) == {
             "Name": "aws", "Path": service.url, "Online": True, "Buckets": ["copies"], "UUID": None,
         }  # fmt: skip
         (bucket,) = found["buckets"]
-        assert services.bucket_document(bucket)["Versioning"] == "Enabled"
+        assert buckets.of_service(bucket)["Versioning"] == "Enabled"
         said = {"running": True, "buckets": {THERE: world.engine.receivers["aws"].states[THERE].describe()}}  # type: ignore[attr-defined]
         rows = {row["bucket"]: row for row in status.status(world.engine.site, said)["buckets"]}
         assert (rows[THERE]["online"], rows[THERE]["objects"], rows[THERE]["bytes"]) == (True, 1, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fsrepl.commands.services import BucketFacts
 from fsrepl.errors import FsreplError
 from fsrepl.model.keys import Document
 from fsrepl.storage.bucket import Bucket
@@ -29,6 +30,19 @@ def _bucket(bucket: Bucket) -> Document:
         "Trees": bucket.trees,
         "Path": str(bucket.path),
         **({"Trouble": trouble} if trouble else {}),
+    }
+
+
+def of_service(found: BucketFacts) -> Document:
+    """A bucket of a region that only takes replicas."""
+    return {
+        "Bucket": found["address"],
+        "Online": not found["trouble"],
+        "Versioning": found["versioning"],
+        "ReplicatesTo": [],
+        "LifecycleRules": 0,
+        "Path": found["place"],
+        **({"Trouble": found["trouble"]} if found["trouble"] else {}),
     }
 
 

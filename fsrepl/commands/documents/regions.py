@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fsrepl.commands.services import ServiceFacts
 from fsrepl.errors import FsreplError
+from fsrepl.model.address import name_of
 from fsrepl.model.keys import Document
 from fsrepl.storage.site import Site
 
@@ -19,11 +21,22 @@ def _region(site: Site, name: str) -> Document:
             pass
     except FsreplError as error:
         trouble = str(error)
+    buckets = sorted(bucket.name for bucket in site.buckets.values() if bucket.region == name)
+    return _document(name, str(site.settings.regions[name].path), buckets, site.identities.regions.get(name), trouble)
+
+
+def of_service(found: ServiceFacts) -> Document:
+    """A region that only takes replicas."""
+    buckets = [name_of(each["address"]) for each in found["buckets"]]
+    return _document(found["name"], found["url"], buckets, None, found["trouble"])
+
+
+def _document(name: str, path: str, buckets: list[str], uuid: str | None, trouble: str) -> Document:
     return {
         "Name": name,
-        "Path": str(site.settings.regions[name].path),
+        "Path": path,
         "Online": not trouble,
-        "Buckets": sorted(bucket.name for bucket in site.buckets.values() if bucket.region == name),
-        "UUID": site.identities.regions.get(name),
+        "Buckets": buckets,
+        "UUID": uuid,
         **({"Trouble": trouble} if trouble else {}),
     }
