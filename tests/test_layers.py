@@ -1,4 +1,4 @@
-"""The order of the package: a folder imports only folders above it in ORDER, and no file is in a circle."""
+"""The order of the package: a folder imports only folders above it in ORDER, and no file is in a circle. Its words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ ORDER = ("errors", "temporary", "settings", "model", "s3", "remote", "link", "st
 STEPS = {"capture", "replicate", "repair", "lifecycle"}
 """They do not know one another."""
 
+LONG = {"storage/fs.py", "commands/doctor.py"}
+"""One idea each, in many short and equal parts: a method for each system call, and the findings of the doctor."""
+LINES_MAX, WORDS_MAX = 520, 20
+RIDDLES = re.compile(r"(It|They|This|That|These|Those|What|Who|Whoever|Nobody|So many|So much|So often|The same)\b")
+
 PACKAGE = Path(fsrepl.__file__).parent
+CODE = PACKAGE.parent / "docs" / "reference" / "code.md"
 Trees = dict[str, ast.Module]
 
 
@@ -82,7 +88,7 @@ def test_imports_stand_at_the_top(trees: Trees) -> None:
 
 def test_the_map_in_the_docs_is_the_tree() -> None:
     """docs/reference/code.md: all folders, in the order of their imports, and no file that is not there."""
-    section = (PACKAGE.parent / "docs" / "reference" / "code.md").read_text()
+    section = CODE.read_text()
     tops, missing = [], []
     for indent, entry in re.findall(r"^    ( *)(\w\S*(?:, \w\S*)*)  ", section, re.MULTILINE):
         for name in entry.split(", "):
@@ -92,3 +98,35 @@ def test_the_map_in_the_docs_is_the_tree() -> None:
             missing += [] if path.exists() else [str(path)]
     assert missing == []
     assert tuple(name.rstrip("/").removesuffix(".py") for name in tops) == ORDER
+
+
+def test_only_lists_of_equal_parts_are_long() -> None:
+    """Architecture: a file has one idea, and what is long without being a list of equal parts has two."""
+    lines = {path.relative_to(PACKAGE).as_posix(): path.read_bytes().count(b"\n") for path in PACKAGE.rglob("*.py")}
+    assert {name for name, number in lines.items() if number > LINES_MAX} <= LONG
+
+
+def test_the_tests_have_the_folders_of_the_package() -> None:
+    """CONTRIBUTING: `tests/` has the same folders, and two for all of it together."""
+    folders = {path.parent.name for path in Path(__file__).parent.glob("*/test_*.py")}
+    assert folders - {"journeys", "attack"} <= set(ORDER)
+
+
+def test_the_glossary_is_short() -> None:
+    """docs/reference/code.md: a reader learns 20 words at most, beside those of S3."""
+    words = re.findall(r"^\| (\w+) \| [A-Z]", CODE.read_text(), re.MULTILINE)
+    assert len(set(words)) == len(words) <= WORDS_MAX
+    assert {"version", "delivery", "view"} <= set(words)
+
+
+def test_docstrings_name_their_subject(trees: Trees) -> None:
+    """Architecture: none begins with a word that stands for something that is named elsewhere."""
+    texts = [
+        (f"{name}:{text.lineno}", text.value)
+        for name, tree in trees.items()
+        for node in ast.walk(tree)
+        for statement in (node.body if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) else ())
+        if isinstance(statement, ast.Expr) and isinstance(text := statement.value, ast.Constant)
+    ]
+    assert len(texts) > 3000
+    assert [(where, text) for where, text in texts if isinstance(text, str) and RIDDLES.match(text)] == []

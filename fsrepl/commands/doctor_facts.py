@@ -380,7 +380,7 @@ def _role(site: Site, name: str) -> Role | str:
 
 
 def _refusal(role: Role, source: str, rule: Rule) -> str:
-    """What a role does not permit of a rule's versions, with S3's reason; empty where it permits all, tags and ACLs
+    """The versions of a rule that a role does not permit, with S3's reason; empty where it permits all, tags and ACLs
     included."""
 
     def asked(*, acl: bool) -> permissions.Permission:

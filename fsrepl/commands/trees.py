@@ -49,7 +49,7 @@ def partners(site: Site, bucket: Bucket) -> list[str]:
 
 
 def plain(site: Site, addresses: Iterable[str]) -> list[str]:
-    """Those of some buckets that are no tree buckets. Left out: buckets of S3 services, and those that are away."""
+    """The buckets, of some, that are no tree buckets. Left out: buckets of S3 services, and those that are away."""
     found = []
     for address in addresses:
         with contextlib.suppress(FsreplError):

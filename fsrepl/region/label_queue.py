@@ -12,8 +12,8 @@ _PENDING_S = 1.5
 _BUSY_S, _BUSY_MAX = 15.0, 16_384
 _BATCH = 256
 REMEMBERED_MAX = 16_384
-"""So many views are remembered to have the label of a pending version. They take some 4 MB; the million of a region
-that is away for long would take 300 MB."""
+"""The most views that are remembered to have the label of a pending version. They take some 4 MB; the million of a
+region that is away for long would take 300 MB."""
 
 
 class LabelQueue:

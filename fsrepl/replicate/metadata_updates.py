@@ -102,7 +102,7 @@ class _Batch:
         self._state, self._recent = region.states[bucket.address], region.engine.recent
         self._to_come = {(each.now.key, each.now.id) for each in updates}
         self._changed: list[Version] = []
-        """What is to be made durable."""
+        """Versions with records to be made durable."""
         self._forwarded: list[Version] = []
         self._seen: dict[bytes, View] = {}
         self.has_failed = False

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from fsrepl.storage.fs import Fs
 
 _AHEAD_BYTES = 32 << 20
-"""So much is asked for, or is in the page cache, and is not copied yet."""
+"""The most that is asked for, or is in the page cache, and is not copied yet."""
 _PART_BYTES = 512 << 10
-"""So much is asked for at once: see Fs.read_ahead."""
+"""The bytes that are asked for at once: see Fs.read_ahead."""
 
 
 class ReadAhead:
@@ -25,7 +25,7 @@ class ReadAhead:
         self.passed(0)
 
     def passed(self, size: int) -> None:
-        """So many bytes more were copied, or are not copied after all."""
+        """Note that more bytes were copied, or are not copied after all."""
         self._ahead -= size
         while self._ahead < _AHEAD_BYTES:
             if self._left <= 0:
