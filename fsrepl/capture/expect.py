@@ -25,7 +25,7 @@ from fsrepl.storage.journal.rows import Object
 _WORTH_BYTES = 64 << 20
 """A smaller file is captured before a destination has done much."""
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
-"""So many parts of a file are compared with the version before, each of this size; three quarters must be equal."""
+"""The parts of a file that are compared with the version before, and the size of each; three quarters must be equal."""
 
 
 def may_be_announced(state: BucketState, key: bytes, size_bytes: int) -> bool:

@@ -74,7 +74,7 @@ class Expect(Struct, frozen=True):
 
 
 class ExpectNoMore(Struct, frozen=True):
-    """That capture has ended. is_published: it made a version, and its deliveries are handed over."""
+    """An expected capture has ended. is_published: it made a version, and its deliveries are handed over."""
 
     destination: str
     update: Expected

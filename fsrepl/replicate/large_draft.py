@@ -104,7 +104,7 @@ class _LargeFile(StagedFile):
         """The version before of the key, which is read for the last time."""
         self._start_of: tuple[bytes, str] | None = None
         self._filled = 0
-        """So much of its start is a copy of that version, by key and id, which was made early."""
+        """The size of its start that is a copy of that version, by key and id, which was made early."""
         self._ahead: ReadAhead | None = None
         """Has the parts of the base read that are copied next."""
         self.compares = False
@@ -319,6 +319,6 @@ def _places(plan: Plan, base: Base, filled: int) -> list[Span]:
 
 
 def _after(move: Move, filled: int) -> Move:
-    """What is left to be copied of a part, where the first bytes were copied from the same place, so many."""
+    """The rest of a part to be copied, after the first `filled` bytes, which were copied from the same place."""
     done = min(move.size, max(0, filled - move.at)) if move.base_at == move.at else 0
     return Move(move.base_at + done, move.at + done, move.size - done)

@@ -17,7 +17,7 @@ from fsrepl.storage.fs import Fs
 from fsrepl.storage.read_ahead import ReadAhead
 
 _PART_BYTES = 8 << 20
-"""So much is copied before it is asked whether the copy is still wanted."""
+"""The bytes that are copied before it is asked whether the copy is still wanted."""
 
 
 class EarlyCopy:

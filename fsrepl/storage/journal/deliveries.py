@@ -327,7 +327,7 @@ class Deliveries:
     def all_and_live_counts(
         self, address: str
     ) -> tuple[dict[tuple[str, str, str], Counts], dict[tuple[str, str], Counts]]:
-        """The same, and what `live_pending_counts` tells, by one pass through a bucket's deliveries."""
+        """The counts of `counts` and of `live_pending_counts`, by one pass through a bucket's deliveries."""
         rows = self._connection.execute(
             "SELECT destination, rule, status, batch = '', count(*), CAST(total(size) AS INTEGER), min(since) "
             "FROM delivery WHERE bucket = ? GROUP BY 1, 2, 3, 4",
