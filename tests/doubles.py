@@ -34,6 +34,7 @@ _OF_A_FILE = frozenset(
 """The changes whose first argument is the file."""
 _OF_A_NAME = frozenset({"create", "unlink", "rename", "rename_new", "link"})
 """The changes whose arguments are a directory and a name, or two of each."""
+_SYNCS = ("sync_file", "sync_all")
 _LASTS = re.compile(rb"(large|capture|move)\.")
 """The names of staged files that a start keeps."""
 EACH_CHANGE = bool(os.environ.get("FSREPL_LONG"))
@@ -42,11 +43,16 @@ EACH_CHANGE = bool(os.environ.get("FSREPL_LONG"))
 class DyingFs(UnsyncedFs):
     """Another filesystem for a number of changes, then dead, also for clean-up.
 
-    Of changes in a row that only .fsrepl/tmp has, the first counts. A start sweeps that folder by the names in it, and
-    reads none of the files: a cut between two of these changes leaves something to be swept, as does the cut before the
-    change that comes after them. Nor does making a file count that is there already, since nothing changes. each: all
-    of them count, as they do with FSREPL_LONG=1, on a disk that forgets, and in tests/journeys/test_power_cut.py.
+    A change counts where a cut before it leaves another disk, or another journal, than the cut that counted before it.
+    So of changes in a row that only .fsrepl/tmp has, the first counts. A start sweeps that folder by the names in it,
+    and reads none of the files: a cut between two of these changes leaves something to be swept, as does the cut before
+    the change that comes after them. Nor does a change count after one that has failed, or after a sync, since neither
+    has changed anything, unless a transaction of the journal came in between. each: all of them count, as they do with
+    FSREPL_LONG=1, on a disk that forgets, and in tests/journeys/test_power_cut.py.
     """
+
+    commits: Callable[[], int] = staticmethod(lambda: 0)
+    """The number of the journal's transactions so far."""
 
     def __init__(self, calls: int, other: Fs | None = None, *, each: bool = EACH_CHANGE) -> None:
         self.calls_left = calls
@@ -54,27 +60,31 @@ class DyingFs(UnsyncedFs):
         self.died_in = ""
         self._each = each or not isinstance(other or self, UnsyncedFs)  # a disk that forgets
         self._was_staged = False
+        self._counted_at: int | None = None
+        """The number of transactions at the change counted last, where nothing has changed since then."""
         other = other or UnsyncedFs()
         for name in MUTATIONS:
             setattr(self, name, self._counted(name, getattr(other, name)))
 
     def _counted(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
         def call(*args: Any, **more: object) -> object:
-            if self.died or self._each or self._counts(name, *args):
+            is_staged = not self.died and not self._each and _is_staged(name, *args)
+            if self.died or self._each or self._counts(is_staged):
                 if self.calls_left <= 0:
                     self.died = True
                     self.died_in = self.died_in or name
                     raise PowerCut(name)
                 self.calls_left -= 1
-            return real(*args, **more)
+                self._counted_at = self.commits()
+            done = real(*args, **more)
+            if name not in _SYNCS:
+                self._counted_at, self._was_staged = None, is_staged
+            return done
 
         return call
 
-    def _counts(self, change: str, *args: Any) -> bool:
-        if change == "create" and os.access(args[1], os.F_OK, dir_fd=args[0], follow_symlinks=False):
-            return False
-        before, self._was_staged = self._was_staged, _is_staged(change, *args)
-        return not (before and self._was_staged)
+    def _counts(self, is_staged: bool) -> bool:
+        return self._counted_at != self.commits() and not (self._was_staged and is_staged)
 
 
 def _is_staged(change: str, *args: Any) -> bool:

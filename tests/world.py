@@ -33,7 +33,7 @@ from fsrepl.settings import reading
 from fsrepl.storage import versions
 from fsrepl.storage.fs import Fs
 from tests import copied, shown
-from tests.doubles import UnsyncedFs
+from tests.doubles import DyingFs, UnsyncedFs
 
 SOURCE, DESTINATION = "east/src", "west/dst"
 ROLE = "courier"
@@ -240,6 +240,8 @@ class World:
     def _start(self, fs: Fs | None) -> None:
         with _unsynced_journal():
             self.engine = Engine(self.settings, fs=fs or UnsyncedFs())
+        if isinstance(fs, DyingFs):
+            fs.commits = lambda: self.engine.journal.commits
         self.engine.journal.execute("PRAGMA synchronous = OFF")  # which the engine has set to NORMAL
 
     def set_sharing(self, **regions: str) -> None:
