@@ -209,13 +209,20 @@ def amend(bucket: OpenBucket, version: Version, *, applied: bool = False) -> Non
         record_homes.write(file, file.look(), attributes.encode(version), stamps_last=applied)
 
 
-def protect(bucket: OpenBucket, version: Version) -> None:
-    """Prepare a stored version to be a view too: move its record where the view's owner cannot write."""
+def protect(bucket: OpenBucket, version: Version) -> bool:
+    """Prepare a stored version to be a view too: move its record where the view's owner cannot write, and show the
+    object's attributes, which may have been edited while no view showed them; whether the file takes them all."""
+    objects = attributes.of_object(version)
     with _opened(bucket, version) as file:
         seen = file.look()
         if seen.home is Home.ATTRIBUTES:
             record_homes.move(file, seen, attributes.encode(version), Home.INLINE)
+        users = {name for name in seen.on_file if name.startswith("user.") and not attributes.is_ours(name)}
+        record_homes.remove(bucket, file.fd, users - objects.keys(), shared=True)
+        changed = {name: value for name, value in objects.items() if seen.on_file.get(name) != value}
+        refused = record_homes.put_values(bucket, file.fd, changed, shared=True)
         record_homes.put_label(file, seen, version)
+    return not refused
 
 
 def make_private(bucket: OpenBucket, version: Version) -> None:

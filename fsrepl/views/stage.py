@@ -52,13 +52,12 @@ def stage_placed(bucket: OpenBucket, version: Version, *, at: int = -1, name: by
 def _becomes_view(bucket: OpenBucket, version: Version, fd: int) -> bool:
     """Prepare a stored file to be a view too; False where it cannot have the object's metadata."""
     found = bucket.fs.stat_fd(fd)
-    if posix.inode_posix(bucket, fd, found) == version.posix:
-        records.protect(bucket, version)
-        return True
-    if found.st_nlink > 1 or not records.is_shared(bucket, fd):
+    is_alike = posix.inode_posix(bucket, fd, found) == version.posix
+    if not is_alike and (found.st_nlink > 1 or not records.is_shared(bucket, fd)):
         return False
-    if apply_posix(bucket, fd, version.posix) == version.posix:  # it was a view before: see records.make_private
-        records.protect(bucket, version)
+    # else it was a view before, or was to be one: see records.make_private
+    is_alike = is_alike or apply_posix(bucket, fd, version.posix) == version.posix
+    if is_alike and records.protect(bucket, version):
         return True
     records.make_private(bucket, version)
     return False

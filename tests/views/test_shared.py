@@ -711,3 +711,29 @@ def test_a_destroyed_version_whose_record_is_rebuilt_is_fetched_again_also_after
             world.settle()
         assert _served(world, DESTINATION)[before.id] == WAS
         assert world.leftovers(DESTINATION) == []
+
+
+@pytest.mark.parametrize("before", [{}, {"user.note": b"old", "user.gone": b"x"}])
+def test_attributes_that_were_edited_while_no_view_showed_them_are_shown_with_it(
+    tmp_path: Path, before: dict[str, bytes]
+) -> None:
+    """The stored file was prepared to be the view, and something was in the way; the edit came before that was gone."""
+    with World(tmp_path) as world:
+        world.write("k", WAS)
+        for name, value in before.items():
+            os.setxattr(world.path("k"), name, value)
+        world.write("k/in the way", b"a user's", DESTINATION)
+        world.settle()
+        os.setxattr(world.path("k"), "user.note", b"new")
+        if before:
+            os.removexattr(world.path("k"), "user.gone")
+        world.settle()
+        world.unlink("k/in the way", DESTINATION)
+        world.path("k", DESTINATION).rmdir()
+        for _ in range(2):
+            world.settle()
+        assert _is_linked(world, DESTINATION)
+        assert world.look_of("k", DESTINATION) == world.look_of("k")
+        assert world.look_of("k")[1] == {"user.note": b"new"}
+        assert world.current("k", DESTINATION).edited == world.current("k").edited
+        world.stays_quiet()
