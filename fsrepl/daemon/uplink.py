@@ -203,11 +203,12 @@ class Uplink(Receiver):
             if before is not Phase.AWAY:
                 log.warning("offline bucket=%s: %s", address, state.why)
             self._wait_for_service(address, state.why)
-        elif found.versioning is not Versioning.ENABLED:
+        elif found.versioning is not Versioning.ENABLED or state.gives_no_ids:
             state.phase, state.why = Phase.REFUSED, describe_refusal(address, found.versioning)
             if before is not Phase.REFUSED:
                 log.warning("refused bucket=%s: %s", address, state.why)
-            self._refuse(address, found.versioning)
+            self._refuse(address, found.versioning if found.versioning is not Versioning.ENABLED else Versioning.OFF)
+            state.without_id = min(state.without_id, 1)  # the next look has one version sent
         else:
             state.phase, state.why, state.is_believed = Phase.ONLINE, "", found.is_believed
             if state.trusted_ns is None:
@@ -364,11 +365,16 @@ class Uplink(Receiver):
         large = size >= engine.background_bytes and len(tasks) == 1
 
         def carry() -> list[Done]:
+            if state.phase is not Phase.ONLINE:
+                return [remote.left_alone(task) for task in tasks]
             if not large:
-                return remote.carry(engine, state.bucket, tasks)
-            progress = limits.Progress(first.key, first.id, first.source, first.destination, first.size)
-            with engine.progress(progress):
-                return remote.carry(engine, state.bucket, tasks, progress)
+                found = remote.carry(engine, state.bucket, tasks)
+            else:
+                progress = limits.Progress(first.key, first.id, first.source, first.destination, first.size)
+                with engine.progress(progress):
+                    found = remote.carry(engine, state.bucket, tasks, progress)
+            state.note(found)  # here: the next worker begins before the region's thread reads this
+            return found
 
         def finish(found: list[Done] | Exception) -> None:
             self._under_way -= 1
@@ -418,6 +424,9 @@ class Uplink(Receiver):
     def _again(self, done: Done) -> None:
         delivery = done.task.delivery
         queue = self.queue(delivery.source, delivery.destination)
+        if done.is_bucket_changed:  # nothing is begun before the bucket was looked at
+            queue.give_back([delivery])
+            return
         if done.is_damaged and queue.attempts_of(delivery) >= _REBUILDS_MAX:
             self.report_outcomes([Outcome(delivery, Status.FAILED, "SrcObjectNotEligible", None)])
             return

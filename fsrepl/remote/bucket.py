@@ -21,7 +21,7 @@ from fsrepl.model.address import Address
 from fsrepl.model.version import Versioning
 from fsrepl.remote import form
 from fsrepl.remote.client import Client
-from fsrepl.remote.failures import Absent, ServiceRefused
+from fsrepl.remote.failures import UNVERSIONED, Absent, ServiceRefused
 
 COPY_MAX_BYTES = 5 << 30
 """The most that one request may copy. Source: AWS, CopyObject."""
@@ -154,7 +154,7 @@ class RemoteBucket:
         found = str(answer.get("VersionId") or "")
         if found in ("", "null"):
             words = "the bucket keeps no versions: its versioning is not Enabled"
-            raise ServiceRefused("DstBucketUnversioned", words, f"bucket {self.address}")
+            raise ServiceRefused(UNVERSIONED, words, f"bucket {self.address}")
         return found
 
     def put_marker(self, name: str) -> str:

@@ -57,6 +57,10 @@ _DENIED = {
 """S3's reasons of failed replication, by the operation that was denied; else DstPutObjectNotPermitted."""
 
 
+UNVERSIONED = "DstBucketUnversioned"
+"""S3's reason where a bucket gives a new object no version id."""
+
+
 class ServiceAway(Unavailable):
     """The service as a whole cannot be used now: all deliveries to it wait."""
 

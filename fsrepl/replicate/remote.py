@@ -22,7 +22,7 @@ from fsrepl.model.version import DeliveryRecord, Status, Version
 from fsrepl.region.limits import Progress
 from fsrepl.region.runtime import Runtime
 from fsrepl.remote.bucket import Head, RemoteBucket
-from fsrepl.remote.failures import Absent, NoSuchBucket, ServiceAway, ServiceBusy, ServiceRefused
+from fsrepl.remote.failures import UNVERSIONED, Absent, NoSuchBucket, ServiceAway, ServiceBusy, ServiceRefused
 from fsrepl.remote.form import Form, form_of
 from fsrepl.replicate import decide, upload
 from fsrepl.replicate.sending import Sending
@@ -66,13 +66,17 @@ class Done(Struct):
     """The version may be there although nothing says so."""
     is_damaged: bool = False
     """The source's record of the version cannot be read."""
+    is_without_id: bool = False
+    """The object got no version id."""
+    is_bucket_changed: bool = False
+    """The bucket is gone, or keeps no versions any more: what is put there next may replace somebody's object."""
 
 
 def carry(engine: Runtime, bucket: RemoteBucket, tasks: Sequence[Task], progress: Progress | None = None) -> list[Done]:
     """Carry some deliveries of one source as far as possible now, one after the other.
 
-    The source is opened once for all of them. What concerns the whole service ends them: those after it wait as well.
-    Raises sqlite3.Error.
+    The source is opened once for all of them. What concerns the whole service or bucket ends them: those after it wait
+    as well. Raises sqlite3.Error.
     """
     done: list[Done] = []
     with _Source(engine, tasks[0].delivery.source) as source:
@@ -82,9 +86,16 @@ def carry(engine: Runtime, bucket: RemoteBucket, tasks: Sequence[Task], progress
                 done.append(
                     Done(task, None, last.later, True, last.is_busy, list(task.rows), keeps_intent=task.in_doubt)
                 )
+            elif last is not None and last.is_bucket_changed:
+                done.append(left_alone(task))
             else:
                 done.append(_carry(engine, bucket, task, source, progress))
     return done
+
+
+def left_alone(task: Task) -> Done:
+    """The result of a task that was not begun, since another one found that the bucket has changed."""
+    return Done(task, rows=list(task.rows), keeps_intent=task.in_doubt, is_bucket_changed=True)
 
 
 class _Source:
@@ -126,11 +137,13 @@ def _carry(engine: Runtime, bucket: RemoteBucket, task: Task, source: _Source, p
     except ServiceRefused as error:
         log.warning('refused to=%s key="%s": %s', delivery.destination, keys.shown(delivery.key), error)
         done.outcome = Outcome(delivery, Status.FAILED, error.recorded, None)
+        done.is_without_id = done.is_bucket_changed = error.reason == UNVERSIONED
     except Failed as error:
         log.warning('cannot send bucket=%s key="%s": %s', delivery.source, keys.shown(delivery.key), error)
         done.outcome = Outcome(delivery, Status.FAILED, error.reason, None)
     except NoSuchBucket:
         done.outcome = _settled(delivery, decide.Facts(destination_missing=True), None)
+        done.is_bucket_changed = True
     except StoreDamaged as error:
         log.error('damaged bucket=%s key="%s": %s', delivery.source, keys.shown(delivery.key), error)
         done.later, done.is_damaged = str(error), True

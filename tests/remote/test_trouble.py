@@ -7,6 +7,7 @@ import shutil
 import ssl
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fsrepl.capture import ingest
 from fsrepl.commands import notes, status
 from fsrepl.daemon.uplink import Uplink
 from fsrepl.errors import Unavailable
-from fsrepl.model.version import Status
+from fsrepl.model.version import Status, Versioning
 from fsrepl.region import delivery_queue
 from tests.between import CUT, Between, Reply, Request, by_service, refusal
 from tests.services import KEYS, THERE, RemoteWorld, Service, current, found_in
@@ -271,6 +272,41 @@ def test_a_bucket_that_says_that_it_keeps_versions_and_does_not_is_failed(tmp_pa
         (recorded,) = world.current("k").deliveries.values()
         assert recorded.status is Status.FAILED
         assert recorded.reason.startswith("DstBucketUnversioned (the bucket keeps no versions")
+
+
+@pytest.mark.parametrize("service", ["moto", "ministack"], indirect=True)
+def test_a_bucket_that_keeps_no_versions_any_more_gets_one_object_at_most(tmp_path: Path, service: Service) -> None:
+    """Suspended between a look at it and a put: an object without a version id replaces what had none before. The
+    rest is not sent, and what is there is found again once the versioning is enabled."""
+    bucket = service.make_bucket()
+    with Between(service.port) as between, RemoteWorld(tmp_path, service, url=between.url) as world:
+        world.write("first", b"1")
+        world.settle()
+
+        def answer(request: Request) -> Reply | None:
+            if is_put(request) and "suspended" not in found:
+                found.append("suspended")
+                bucket.set_versioning(Versioning.SUSPENDED)
+            return None
+
+        found: list[str] = []
+        for number in range(40):
+            world.write(f"k{number:02}", b"data")
+        between.answer = answer
+        world.settle()
+        assert found
+        outcomes = Counter(
+            (recorded.status, recorded.reason.partition(" ")[0])
+            for number in range(40)
+            for recorded in world.current(f"k{number:02}").deliveries.values()
+        )
+        assert outcomes == {(Status.FAILED, "DstBucketUnversioned"): 40}
+        assert len([each for each in found_in(bucket) if each.key.startswith("k")]) == 1
+        bucket.set_versioning(Versioning.ENABLED)
+        world.run("retry", scope=SOURCE)
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert len([each for each in found_in(bucket) if each.key.startswith("k")]) == 40
 
 
 # -- the way there
