@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fsrepl.daemon.worker import Worker
 from fsrepl.region.bucket_state import Uncompared
 from fsrepl.repair import reconcile, settled
 from fsrepl.storage.bucket import OpenBucket
@@ -21,12 +22,12 @@ DIRECTORIES = 8
 
 
 class _Reading(Fs):
-    """Counts the directories that are read."""
+    """Counts the directories of the store that are read."""
 
     number = 0
 
     def entries(self, fd: int) -> Iterator[Entry]:
-        self.number += 1
+        self.number += not os.readlink(f"/proc/self/fd/{fd}").endswith("/intents")
         return super().entries(fd)
 
 
@@ -70,6 +71,12 @@ def forget(world: World, key: str) -> str:
     with world.engine.journal.transaction():
         world.engine.journal.versions.remove(SOURCE, key.encode(), version.id, None)
     return version.id
+
+
+def compare_all(region: Worker) -> None:
+    """A step takes little time, and on a busy machine it takes several."""
+    while region.compare_later():
+        pass
 
 
 def test_directories_that_did_not_change_are_not_read(world: World) -> None:
@@ -187,14 +194,14 @@ def test_directories_that_the_start_left_out_are_compared_afterwards(world: Worl
     read(world)
     state, region = world.state(), world.region()
     assert len(state.uncompared) == 1 + DIRECTORIES
-    region.compare_later()
+    compare_all(region)
     assert state.uncompared == []
     assert not state.scans
     version_id = forget(world, "d3/k")  # as if the directory's time did not tell
     (path,) = world.path(".fsrepl/versions/d4").glob("k;*")
     path.unlink()
     state.uncompared = [Uncompared(b"d3", b"d3"), Uncompared(b"d4", b"d4"), Uncompared(b"gone", b"gone")]
-    region.compare_later()
+    compare_all(region)
     assert stored(world, "d3/k") == [version_id]
     assert stored(world, "d4/k") == []
     assert state.scans
