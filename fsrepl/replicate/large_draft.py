@@ -25,7 +25,6 @@ from fsrepl.storage import copying, hashing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.early_copy import EarlyCopy
 from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED
-from fsrepl.storage.read_ahead import ReadAhead
 from fsrepl.storage.read_back import ReadBack
 
 PAGE_BYTES = 4096
@@ -105,8 +104,6 @@ class _LargeFile(StagedFile):
         self._start_of: tuple[bytes, str] | None = None
         self._filled = 0
         """The size of its start that is a copy of that version, by key and id, which was made early."""
-        self._ahead: ReadAhead | None = None
-        """Has the parts of the base read that are copied next."""
         self.compares = False
         self.foreseen: Sequence[Span] = ()
 
@@ -137,8 +134,6 @@ class _LargeFile(StagedFile):
         self.compares = bool(plan.kept)
         self._is_followed = not cloned or len(plan.missing) + len(plan.moved) <= _FOLLOWED_MAX
         self._read_back = ReadBack(self.bucket, self.name, on_read, past_cache=cloned)
-        if base is not None and not self._shares_blocks:
-            self._ahead = ReadAhead(fs, base.fd, _places(plan, base, self._filled))
         for span, is_filled in self._steps(plan, base, cloned=cloned, is_new=is_new):
             self._is_final(span.at)
             if not is_filled():
@@ -229,8 +224,6 @@ class _LargeFile(StagedFile):
             if error.errno != errno.EIO:
                 raise
             return False
-        if self._ahead is not None:
-            self._ahead.passed(move.size)
         return True
 
     @property
@@ -309,13 +302,6 @@ class _LargeFile(StagedFile):
                 self.bucket.fs.sync_file(fd)
             finally:
                 self.bucket.fs.close(fd)
-
-
-def _places(plan: Plan, base: Base, filled: int) -> list[Span]:
-    """Where the base has what is copied from it, in the order in which it is copied. filled: see _after."""
-    moves = [*plan.moved, *(Move(each.at, *each) for each in (*plan.kept, *plan.missing))]
-    moves = [_after(move, filled) for move in sorted(moves, key=lambda move: move.at)]
-    return [Span(move.base_at, min(move.size, base.blocks.size - move.base_at)) for move in moves]
 
 
 def _after(move: Move, filled: int) -> Move:

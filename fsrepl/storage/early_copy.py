@@ -14,7 +14,6 @@ from fsrepl.model.version import Version
 from fsrepl.storage import copying, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import Fs
-from fsrepl.storage.read_ahead import ReadAhead
 
 _PART_BYTES = 8 << 20
 """The bytes that are copied before it is asked whether the copy is still wanted."""
@@ -57,11 +56,9 @@ class EarlyCopy:
             opened.callback(fs.close, before := versions.open_content(bucket, version))
             self._fd = fs.create(bucket.tmp, self._name)
             fs.lock(self._fd)
-            ahead = ReadAhead(fs, before, [(0, version.size)])
             while self._done < version.size and not self._stopped:
                 size = min(_PART_BYTES, version.size - self._done)
                 copying.copy_part(bucket, before, self._fd, self._done, self._done, size, share=may_share)
-                ahead.passed(size)
                 if version.size >= copying.REPLACES_CACHED_BYTES:
                     fs.drop_cache(before, self._done, size)  # nothing else of the delivery reads it
                 self._done += size

@@ -480,14 +480,6 @@ class Fs:
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
 
-    def read_ahead(self, fd: int, at: int, count: int) -> None:
-        """Have the kernel begin to read a part of a file into the page cache, so that a later read waits less.
-
-        It reads one request to the disk at most, of 128 KiB or more. Source: posix_fadvise(2), mm/readahead.c.
-        """
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(fd, at, count, os.POSIX_FADV_WILLNEED)
-
     def drop_cache(self, fd: int, at: int = 0, count: int = 0) -> None:
         """Drop a part of a file from the page cache, as far as it is on the disk; without a count, up to its end.
 

@@ -25,7 +25,7 @@ from fsrepl.model import blockmap, digests
 from fsrepl.model.version import Status
 from fsrepl.replicate import large_draft, sending
 from fsrepl.settings import reading
-from fsrepl.storage import copying, early_copy, read_ahead, staging
+from fsrepl.storage import copying, early_copy, staging
 from fsrepl.storage.fs import Fs
 from tests import mounts
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
@@ -228,37 +228,6 @@ def test_holes_do_not_cross(world: World) -> None:
     assert world.tree(DESTINATION) == world.tree(SOURCE)
     assert crossed(world, "k") == 2 << 20
     assert world.path("k", DESTINATION).stat().st_blocks * 512 <= 3 << 20
-
-
-def test_the_version_before_is_read_from_the_disk_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 9: what an update takes from the version before is asked for before it is copied, and not long before."""
-    monkeypatch.setattr(read_ahead, "_AHEAD_BYTES", 512 << 10)
-    monkeypatch.setattr(read_ahead, "_PART_BYTES", 64 << 10)
-    asked, copied, most = set[int](), set[int](), 0
-
-    class Noting(UnsyncedFs):
-        def read_ahead(self, fd: int, at: int, count: int) -> None:
-            nonlocal most
-            asked.update(range(at // 4096, (at + count) // 4096))
-            most = max(most, len(asked - copied))
-
-        def copy_within(
-            self, from_fd: int, to_fd: int, from_at: int, to_at: int, count: int, *, share: bool = True
-        ) -> int:  # fmt: skip
-            if "/dst/" in os.readlink(f"/proc/self/fd/{from_fd}"):
-                pages = range(from_at // 4096, (from_at + count) // 4096)
-                assert asked.issuperset(pages)
-                copied.update(pages)
-            return super().copy_within(from_fd, to_fd, from_at, to_at, count, share=share)
-
-    world.write("k", content())
-    world.settle()
-    world.restart(fs=Noting())
-    world.write("k", in_pages(content()))
-    world.settle()
-    assert world.tree(DESTINATION) == world.tree(SOURCE)
-    assert len(copied) > SIZE // 4096 // 2
-    assert 0 < most <= (512 << 10) // 4096 + BLOCK_MAX // 4096
 
 
 # -- interrupted
