@@ -7,6 +7,7 @@ the other end keeps the order, the delays and the reasons.
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
 import threading
 from collections import deque
@@ -114,6 +115,9 @@ class ServedRegion(Worker):
             self.queue(each.source, each.destination).done(each)
             if (at := self._incoming.forget(each)) is not None:
                 given_back.append(at)
+        # Small content came with its delivery, and would cross again for each try. A quota concerns one user's alone.
+        is_full = isinstance(why, OSError) and why.errno == errno.ENOSPC
+        whole = whole or (is_full and any(each.size < frames.INLINE_MAX_BYTES for each in deliveries))
         why = why if isinstance(why, str) else self.why_not(why)
         if given_back:
             self._send(frames.Later(given_back, why, whole, lacks_content=why == LACKS_CONTENT))

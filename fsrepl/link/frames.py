@@ -21,8 +21,8 @@ from fsrepl.settings import Capture, ReplicationSettings, Safety, Scrub
 PROTOCOL = 1
 _ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}|null")
 _DIGEST_BYTES = 32
-FRAME_MAX_BYTES = 64 << 20
-"""The longest frame that is accepted."""
+FRAME_MAX_BYTES = 1 << 30
+"""The longest frame that is accepted: the map of the largest file of ext4 fits. Other frames are much shorter."""
 INLINE_MAX_BYTES = 8 << 20
 """Smaller content is sent with its version. The agent asks for the parts of larger content that it lacks."""
 CHUNK_BYTES = 256 << 10

@@ -21,6 +21,8 @@ from fsrepl.link import frames
 from fsrepl.link.channel import Channel, Ended, read_line
 from fsrepl.link.host import Host
 from fsrepl.link.ssh import command_line
+from fsrepl.model import blockmap
+from fsrepl.model.blockmap import BlockMap
 from fsrepl.model.version import DeliveryRecord, Origin, Posix, Rights, Status, Version
 from fsrepl.settings import Capture, HostSettings, ReplicationSettings, Safety, Scrub, kinds
 from tests.waiting import DEADLINE_S, until
@@ -136,6 +138,15 @@ def test_a_version_crosses_unchanged() -> None:
     assert frames.unpack(found.items[0], "eu/dst") == VERSION
     assert frames.unpack_rights(found.directories) == {b"d": Rights(0o750, 1, 2, None, b"d")}
     assert frames.of_site.decode(frames.encode(HELLO)) == HELLO
+
+
+def test_the_map_of_the_largest_file_fits_into_a_frame() -> None:
+    """G7: one that did not would end each connection over which it is sent. Source: ext4(5), 16 TiB."""
+    size = 16 << 40
+    blocks = size // (blockmap.average_of(size) // 2)  # none is shorter, but for the last one and before holes
+    record = len(BlockMap(b"", 0, 0, bytes(40)).encode()) - len(BlockMap(b"", 0, 0, b"").encode())
+    assert record == 40
+    assert blocks * record < frames.FRAME_MAX_BYTES
 
 
 @pytest.mark.parametrize(

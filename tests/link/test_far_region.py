@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +22,9 @@ from fsrepl.commands.documents import buckets, regions
 from fsrepl.daemon import agent_home, control, request_json, requests
 from fsrepl.daemon.served_region import ServedRegion
 from fsrepl.errors import FsreplError, Refused, Unavailable
+from fsrepl.link import frames
 from fsrepl.model.address import Address
-from fsrepl.model.version import Status
+from fsrepl.model.version import Status, Version
 from fsrepl.repair import from_hosts
 from fsrepl.settings import reading
 from fsrepl.storage import listing
@@ -403,6 +406,39 @@ def test_a_journal_there_that_cannot_be_written_is_an_outage(world: FarWorld) ->
     for number in range(20):
         world.write(f"k{number}", b"data %d" % number)
     until(lambda: world.settle() or not faults, "its journal fails three times")
+    world.settle()
+    assert is_alike(world)
+
+
+def test_a_full_disk_there_is_an_outage(world: FarWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G7: what waits does not cross again and again meanwhile, `status` says why, and it comes by itself."""
+    world.write("before", b"1")
+    world.settle()
+    real, is_full, sent = world.far_fs.write, True, list[bytes]()
+
+    def write(fd: int, data: bytes) -> None:
+        if is_full and data.startswith(b"data"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd, data)
+
+    def pack(version: Version, *given: Any, **more: Any) -> frames.Item:
+        sent.append(version.key)
+        return packs(version, *given, **more)
+
+    packs = frames.pack
+    monkeypatch.setattr(frames, "pack", pack)
+    monkeypatch.setattr(world.far_fs, "write", write)
+    for number in range(20):
+        world.write(f"k{number}", b"data %d" % number)
+    world.look()
+    (queue,) = world.west.queues.values()
+    until(lambda: world.engine.run_until_idle(50) and queue.blocked_why, "the agent says that its disk is full")
+    until(lambda: world.engine.run_until_idle(50) and not world.west._table.under_way, "it has given back all")
+    assert len(sent) <= 20 * (queue.attempts + 1)  # a round for each delay that is over
+    assert "no room left" in queue.blocked_why
+    assert world.statuses() == {Status.COMPLETED, Status.PENDING}
+    assert queue.next_s() == queue.blocked_until_s
+    is_full = False
     world.settle()
     assert is_alike(world)
 
