@@ -211,7 +211,7 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
     shown: list[tuple[Version, View | None]] = []
     behind: list[Version] = []
     links = link_groups.LinkGroups(engine.journal, bucket, engine.syncer, engine.recent)
-    for each, outcome in ((each, _show_one(bucket, each, links)) for each in staged):
+    for each, outcome in ((each, _show_one(each, links)) for each in staged):
         version, was = each.stored.version, each.wanted.known.view
         match outcome:
             case show.Shown(view, left):
@@ -244,19 +244,9 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
     engine.notify()
 
 
-def _show_one(bucket: OpenBucket, each: _Staged, links: link_groups.LinkGroups) -> show.ShowResult:
-    version, was = each.stored.version, each.wanted.known.view
+def _show_one(each: _Staged, links: link_groups.LinkGroups) -> show.ShowResult:
     try:
-        linked = links.stage(version)
-        if linked and each.view:
-            staging.unstage(bucket, each.view)
-        view = linked or each.view or stage.stage_current(bucket, version)
-        outcome = show.show(bucket, version, links.expected(was), view)
-        if isinstance(outcome, show.Shown):
-            links.showed(version, was, outcome.view)
-            if linked and not each.view:
-                versions.make_private(bucket, version.key, version.id)  # it was prepared to be the view
-        return outcome
+        return links.show(each.stored.version, each.wanted.known.view, each.view, stages=True)
     except (FsreplError, OSError) as error:
         return show.NotShown(reason(error))
 

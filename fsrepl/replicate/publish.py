@@ -221,16 +221,7 @@ def _show(
     """Show a staged replica; in a tree bucket in the file of another view, where it is one with that."""
     if links is None:
         return show.show(bucket, version, was, staged.view, emptied=emptied)
-    linked = links.stage(version)
-    if linked and staged.view:
-        staging.unstage(bucket, staged.view)
-    expected = links.expected(links.latest(version.key, was))
-    outcome = show.show(bucket, version, expected, linked or staged.view, emptied=emptied)
-    if isinstance(outcome, show.Shown):
-        links.showed(version, was, outcome.view)
-        if linked and not staged.view:
-            versions.make_private(bucket, version.key, version.id)  # it was prepared to be the view
-    return outcome
+    return links.show(version, was, staged.view, emptied=emptied)
 
 
 def _in_order(items: Iterable[Item]) -> list[Item]:

@@ -118,6 +118,27 @@ class LinkGroups:
         self._ctimes.setdefault(view.ino, view.ctime_ns)
         return self._link(version, other, view)
 
+    def show(
+        self, version: Version, was: View | None, staged: bytes, *, emptied: set[bytes] | None = None,
+        stages: bool = False,
+    ) -> show.ShowResult:  # fmt: skip
+        """Show a version in the file of another view where it is one with that, else in its staged view.
+
+        staged: empty where the stored file was prepared to be the view; or where stages is True, and the view is staged
+        now. emptied: see show.show.
+        """
+        bucket, linked = self._bucket, self.stage(version)
+        if linked and staged:
+            staging.unstage(bucket, staged)
+        view = linked or staged or (stage.stage_current(bucket, version) if stages else b"")
+        expected = self.expected(self.latest(version.key, was))
+        outcome = show.show(bucket, version, expected, view, emptied=emptied)
+        if isinstance(outcome, show.Shown):
+            self.showed(version, was, outcome.view)
+            if linked and not staged:
+                versions.make_private(bucket, version.key, version.id)  # it was prepared to be the view
+        return outcome
+
     def _shows(self, version: Version) -> bool:
         """Whether the file in a view's place has a version's content and metadata."""
         with open_view(self._bucket, version.key) as opened:
