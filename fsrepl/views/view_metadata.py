@@ -101,8 +101,9 @@ def finish_edit(
 ) -> None:
     """Write the metadata of a version's record to its view, after a fault or a crash interrupted that.
 
-    was: the view before the edit. A file that has replaced it stays unchanged. Of several names of a file, the records
-    of some may have been written.
+    was: the view before the edit. A file that has replaced it stays unchanged, and so does a time that is neither that
+    of the view nor that of the record: a user has set it since. Of several names of a file, the records of some may
+    have been written.
     """
     directory, name = keys.split(version.key)
     try:
@@ -123,6 +124,19 @@ def finish_edit(
         # racy: its content may have been written since then
         journal.views.see(bucket.address, version.key, replace(looks, racy=True))
         one_file.share_shortfall(bucket, recent, now, names)
+        if not names and found.st_mtime_ns not in (was.mtime_ns, looks.mtime_ns):
+            _set_time_again(bucket, version, found)
+
+
+def _set_time_again(bucket: OpenBucket, version: Version, found: os.stat_result) -> None:
+    """Set the time that a view had, so that it is captured."""
+    open_view = bucket.fs.open_inode if version.kind is Kind.LINK else partial(_open, bucket)
+    if (fd := _opened(bucket, version.key, open_view)) is not None:
+        try:
+            if bucket.fs.stat_fd(fd).st_ino == found.st_ino:
+                bucket.fs.set_mtime(fd, found.st_mtime_ns)
+        finally:
+            bucket.fs.close(fd)
 
 
 def _remove_others(bucket: OpenBucket, fd: int, wanted: Collection[str]) -> None:

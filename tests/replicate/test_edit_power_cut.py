@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fsrepl.model.version import Status
+from fsrepl.storage import versions
+from fsrepl.storage.intents import Act, Intent, write_intents
 from tests.doubles import DyingFs, PowerCut
 from tests.world import DESTINATION, SOURCE, Json, World, statuses, v2
 
@@ -116,3 +119,30 @@ def test_power_cut_at_every_change(
             if not fs.died:
                 world.stays_quiet()
                 return
+
+
+@pytest.mark.parametrize("trees", [False, True])
+def test_a_view_that_was_touched_after_a_cut_keeps_that_time(tmp_path: Path, trees: bool) -> None:
+    """G1, G7: an edit was under way, and a user set another time before the next start: that is the later edit."""
+    with World(tmp_path, trees=trees) as world:
+        if trees:
+            world.link("k", "target")
+        else:
+            world.write("k", b"k")
+        world.settle()
+        known, version = world.engine.journal.versions.object(DESTINATION, b"k"), world.current("k", DESTINATION)
+        assert known is not None
+        assert version.posix is not None
+        with world.state(DESTINATION).bucket.open() as bucket:
+            write_intents(bucket, [Intent(b"k", version.id, known.view, Act.EDIT)])
+            sent = replace(version, posix=replace(version.posix, mtime_ns=1_000))
+            versions.write_record(bucket, replace(sent, edited={"posix": f"{version.created_ns + 1} {SOURCE}"}))
+        os.utime(world.path("k", DESTINATION), ns=(0, 2_000), follow_symlinks=False)
+        world.restart()
+        world.settle()
+        assert world.path("k", DESTINATION).lstat().st_mtime_ns == 2_000
+        after = world.current("k", DESTINATION)
+        assert after.posix is not None
+        assert after.posix.mtime_ns == 2_000
+        assert after.edited["posix"].endswith(DESTINATION)
+        world.stays_quiet()
