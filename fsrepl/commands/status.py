@@ -105,6 +105,14 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         document["lifecycle_waits"] = alive["lifecycle_waits"]
     if linked:
         document["linked"] = linked
+    if conflicts:
+        document["view_conflicts"] = conflicts
+    return document | _at_work(address, said, alive)
+
+
+def _at_work(address: str, said: Mapping[str, Any], alive: Mapping[str, Any]) -> Document:
+    """The part of a bucket's document that only a running daemon knows: its work there, and what waits, and why."""
+    document: Document = {}
     for name in ("scanning", "paused", "exposed", "unreadable"):
         if alive.get(name):
             document[name] = alive[name]
@@ -113,8 +121,6 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     for name in ("polled", "mounts"):
         if alive.get(name):
             document[name] = list(alive[name])
-    if conflicts:
-        document["view_conflicts"] = conflicts
     if behind := [{"Key": name, "Why": why} for name, why in alive.get("behind", {}).items()]:
         document["views_behind"] = behind
     if aside := [{"Key": name, "Why": why} for name, why in alive.get("set_aside", {}).items()]:
