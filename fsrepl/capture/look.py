@@ -101,31 +101,17 @@ def look(
         if keys.is_directory(change.key):
             return _look_at_directory(bucket, change, known, at, name, found, now_ns)
         if not bucket.fs.is_regular(found):
-            if stat.S_ISDIR(found.st_mode):
-                return Missing()
-            if bucket.link_target(at, name, found) is not None:
-                return _look_at_placed(
-                    bucket, change, known, at, name, found, now_ns,
-                    writer_wait, open_for_s, in_background=in_background, progress=progress,
-                )  # fmt: skip
-            if bucket.is_object(change.key, found):
-                return Same(found) if is_unchanged(known, found) else _look_at_link(bucket, at, name, now_ns)
-            if _is_left_alone(bucket, known, found):
-                return Same(found)
-            # a device, say, mounted over the file
-            return Skipped(MOUNTED) if bucket.fs.is_mount(at, name) else Missing("not a regular file")
+            return _look_at_other(
+                bucket, change, known, at, name, found, now_ns,
+                writer_wait, open_for_s, in_background=in_background, progress=progress,
+            )  # fmt: skip
         if is_unchanged(known, found) and not change.flags & CLOSED:
             return Same(found)
         fd = bucket.fs.open_read(at, name)
     except PermissionError as error:
         return _closed(bucket, at, name, known, reason(error))
     except BlockingIOError:
-        temporary = _is_temporary(bucket, at, name, writer_wait)
-        waits = _wait_for_writer(
-            True, found, change, writer_wait, now_ns, open_for_s, bucket.coarse_ns, temporary=temporary
-        )
-        again_s = max(_LEASED_S, open_for_s / 4)
-        return Later(min(again_s, waits.after_s) if waits else again_s, "the file is open for writing", opened=True)
+        return _leased(bucket, change, at, name, found, now_ns, writer_wait, open_for_s)
     except OSError as error:
         return _not_there(error, known)
     try:
@@ -167,6 +153,39 @@ def look(
         return Skipped(reason(error))
     finally:
         bucket.fs.close(fd)
+
+
+def _leased(
+    bucket: OpenBucket, change: Change, at: int, name: bytes, found: os.stat_result, now_ns: int,
+    writer_wait: WriterWait, open_for_s: float,
+) -> Later:  # fmt: skip
+    """A file that another program has leased for writing: see Fs.open_read."""
+    temporary = _is_temporary(bucket, at, name, writer_wait)
+    waits = _wait_for_writer(
+        True, found, change, writer_wait, now_ns, open_for_s, bucket.coarse_ns, temporary=temporary
+    )
+    again_s = max(_LEASED_S, open_for_s / 4)
+    return Later(min(again_s, waits.after_s) if waits else again_s, "the file is open for writing", opened=True)
+
+
+def _look_at_other(
+    bucket: OpenBucket, change: Change, known: Object | None, at: int, name: bytes, found: os.stat_result, now_ns: int,
+    writer_wait: WriterWait, open_for_s: float, *, in_background: bool, progress: Callable[[int], None] | None,
+) -> Seen:  # fmt: skip
+    """An entry at a file's key that is no regular file: a directory, a symlink, or neither."""
+    if stat.S_ISDIR(found.st_mode):
+        return Missing()
+    if bucket.link_target(at, name, found) is not None:
+        return _look_at_placed(
+            bucket, change, known, at, name, found, now_ns,
+            writer_wait, open_for_s, in_background=in_background, progress=progress,
+        )  # fmt: skip
+    if bucket.is_object(change.key, found):
+        return Same(found) if is_unchanged(known, found) else _look_at_link(bucket, at, name, now_ns)
+    if _is_left_alone(bucket, known, found):
+        return Same(found)
+    # a device, say, mounted over the file
+    return Skipped(MOUNTED) if bucket.fs.is_mount(at, name) else Missing("not a regular file")
 
 
 def _look_at_placed(

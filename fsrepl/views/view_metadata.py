@@ -85,11 +85,11 @@ def _show_link(bucket: OpenBucket, view: View, version: Version) -> View | None:
         bucket.fs.close(fd)
 
 
-def _opened(bucket: OpenBucket, key: bytes, open_view: Callable[[int, bytes], int]) -> int | None:
+def _opened(bucket: OpenBucket, key: bytes, opens: Callable[[int, bytes], int]) -> int | None:
     """The descriptor of a view; None where it was just removed or replaced: its event follows."""
     directory, name = keys.split(key)
     try:
-        return open_view(bucket.views.get(directory), name)
+        return opens(bucket.views.get(directory), name)
     except OSError as error:
         if error.errno in LASTING:
             return None
