@@ -21,7 +21,7 @@ from fsrepl.model.address import Address
 from fsrepl.model.version import Versioning
 from fsrepl.remote import form
 from fsrepl.remote.client import Client
-from fsrepl.remote.failures import UNVERSIONED, Absent, ServiceRefused
+from fsrepl.remote.failures import UNVERSIONED, Absent, ServiceRefused, stranger
 
 COPY_MAX_BYTES = 5 << 30
 """The most that one request may copy. Source: AWS, CopyObject."""
@@ -148,6 +148,8 @@ class RemoteBucket:
         """Make a version; the service's id of it. Raises ServiceRefused where it kept none."""
         params = {**sums.params, **_settings(metadata, tags or {}, storage_class)}
         answer = self._call("put_object", Key=name, Body=body, ContentLength=size, **params)
+        if not answer.get("ETag"):  # which every service gives, whether or not it keeps versions
+            raise stranger(self.client.region, "200 without an ETag")
         return self._id(answer)
 
     def _id(self, answer: Mapping[str, Any]) -> str:

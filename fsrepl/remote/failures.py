@@ -45,6 +45,8 @@ _FULL = frozenset({"QuotaExceeded", "InsufficientStorage", "StorageFull", "XMini
 _CORRUPT = frozenset(
     {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody"}
 )
+_NOT_OF_S3 = frozenset({301, 302, 303, 307, 308, 401, 407, 511})
+"""Statuses with which S3 says nothing without a code: a redirect, or the demand of a proxy."""
 _ABSENT = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload"})
 _DENIED = {
     "delete_object": "DstDelObjNotPermitted",
@@ -97,11 +99,22 @@ def words_of(code: str, message: str) -> str:
     return text if len(text) <= _WORDS_MAX else text[: _WORDS_MAX - 3] + "..."
 
 
+def stranger(region: str, said: str) -> ServiceAway:
+    """The error for an answer that no S3 service gives, as where a network asks for a login."""
+    words = words_of("it says", said)
+    return ServiceAway(
+        f"region {region}: the answer is not that of an S3 service, but of a proxy or another server ({words}): "
+        "correct the endpoint or the proxy; it goes on by itself then"
+    )
+
+
 def error_of(region: str, operation: str, code: str, message: str, status: int) -> FsreplError:
     """The error for an answer that is no success. region, operation: what was asked of whom."""
     words = words_of(code, message)
     if code in _MENDED:
         return ServiceAway(f"region {region}: {_MENDED[code]} ({words}); it goes on by itself then")
+    if status in _NOT_OF_S3 and code in ("", str(status)):
+        return stranger(region, f"{status} {message}".strip())
     if code == "NoSuchBucket":
         return NoSuchBucket(f"region {region}: {words}")
     if code in _BUSY or (status in (429, 503) and code not in _FAULTY):

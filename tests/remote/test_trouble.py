@@ -162,6 +162,8 @@ def test_a_worker_asks_a_service_that_is_away_once(tmp_path: Path, service: Serv
 
 # -- what a person has to mend
 
+LOGIN = b"<!DOCTYPE html><html><head><meta charset=utf-8><body>Log in here<br>"
+
 
 @pytest.mark.parametrize(
     ("reply", "words"),
@@ -173,6 +175,10 @@ def test_a_worker_asks_a_service_that_is_away_once(tmp_path: Path, service: Serv
         (refusal("QuotaExceeded", 403), "has no room left (QuotaExceeded: no): make room there"),
         (refusal("InternalError", 500), "the service is busy (InternalError: no)"),
         (CUT, "cannot be reached"),
+        (Reply(407, LOGIN), "not that of an S3 service, but of a proxy or another server (it says: 407"),
+        (Reply(511, LOGIN), "not that of an S3 service"),
+        (Reply(302, b"", (("Location", "/login"),)), "not that of an S3 service"),
+        (Reply(200, LOGIN), "not that of an S3 service"),
     ],
 )
 def test_what_concerns_the_whole_service_is_waited_for(
@@ -198,6 +204,24 @@ def test_what_concerns_the_whole_service_is_waited_for(
         world.settle()
         assert world.statuses() == {Status.COMPLETED}
         assert [len(rows) for rows in (bucket.versions_of(f"k{n}") for n in range(3))] == [1, 1, 1]
+
+
+def test_a_network_that_asks_for_a_login_is_an_outage(
+    tmp_path: Path, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """G7: it answers everything with 200 and a page; nothing is FAILED or COMPLETED by that."""
+    bucket = service.make_bucket()
+    with Between(service.port) as between, RemoteWorld(tmp_path, service, url=between.url) as world:
+        between.answer = lambda _: Reply(200, LOGIN)
+        world.write("k", b"data")
+        world.settle()
+        assert world.statuses() == {Status.PENDING}
+        assert "region aws" in told(world)
+        assert "unexpected" not in caplog.text
+        between.answer = by_service
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+    assert current(bucket) == {"k": b"data"}
 
 
 @pytest.mark.parametrize("code", ["InvalidAccessKeyId", "ExpiredToken"])
