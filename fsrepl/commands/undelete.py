@@ -233,7 +233,7 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
         for version in behind:
             engine.journal.versions.add(address, version)
         links.refresh()
-    state.may_lack_links |= links.lacks_links
+    state.await_names(links.lacking)
     now_s = time.monotonic()
     for version, _ in shown:
         stale.mark_fresh(region, state, bucket, version.key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from msgspec import Struct, field
 
@@ -201,6 +201,8 @@ class BucketState(Struct, eq=False):
     """In a tree bucket: directories of replicas by path, the one that is at rest first before the others."""
     may_lack_links: bool = False
     """In a tree bucket: views that are to be one file may be several."""
+    awaited_names: set[bytes] = field(default_factory=set)
+    """In a tree bucket: keys that other views were to be linked to, and could not be."""
     labels: LabelQueue = field(default_factory=LabelQueue)
     unreadable: dict[bytes, str] = field(default_factory=dict)
     """Files that the daemon may not read, and why. Only a change of the file makes another try worthwhile."""
@@ -290,6 +292,11 @@ class BucketState(Struct, eq=False):
             "moves_wait": self.placing.why,
             "lifecycle_waits": self.lifecycle.why if self.lifecycle is not None else "",
         }
+
+    def await_names(self, found: Collection[bytes]) -> None:
+        """Have views looked at that could not be linked to some keys, also once one of these is shown."""
+        self.may_lack_links |= bool(found)
+        self.awaited_names.update(found)
 
     def ask_to_place(self, found: Iterable[bytes]) -> None:
         """Have keys looked at whose versions may have to be moved to a tier."""

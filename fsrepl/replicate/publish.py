@@ -72,7 +72,7 @@ def publish(
         _recorded(region, state, bucket, done, seen)
         if links is not None:
             links.refresh()
-            state.may_lack_links |= links.lacks_links
+            state.await_names(links.lacking)
         ids = [(item.delivery.key, item.delivery.id) for item in done]
         if fault is not None:
             state.unsynced.update(ids)

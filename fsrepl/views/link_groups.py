@@ -47,8 +47,8 @@ class LinkGroups:
         """Views that were changed in this batch, which the journal does not know yet."""
         self._ctimes: dict[int, int] = {}
         """Of files whose number of names was changed here, the ctime before, by inode number."""
-        self.lacks_links = False
-        """Whether a view that is to be linked could not be."""
+        self.lacking: set[bytes] = set()
+        """Keys to which a view is to be linked, and could not be."""
 
     def expected(self, view: View | None) -> View | None:
         """A view as it must be found now: the ctime does not count where it was changed here."""
@@ -63,7 +63,7 @@ class LinkGroups:
         for at in self._names(version, version.link):
             if staged := self.stage_as(version, *at):
                 return staged
-            self.lacks_links = True
+            self.lacking.add(at[0])
         return b""
 
     def stage_as(self, version: Version, key: bytes, version_id: str) -> bytes:

@@ -2,18 +2,19 @@
 
 A replica's view is linked when it is shown (link_groups.py), if the other name is there then. Where it was not, as
 after a crash, the keys that are one file at the source are found in the journal: when a view could not be linked, and
-after each whole scan. Only views that show the versions of the source are linked, and that are as recorded.
+after each whole scan. Only views that show the versions of the source are linked, and that are as recorded. Where the
+source is at another machine, and the journal lacks its rows, the versions here say which were one file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from fsrepl.errors import FsreplError, reason
+from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
-from fsrepl.model.version import Version
+from fsrepl.model.version import Origin, Version
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
@@ -21,7 +22,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.journal.rows import Object
 from fsrepl.views import show
-from fsrepl.views.link_groups import LinkGroups
+from fsrepl.views.link_groups import LinkGroups, origin
 
 log = logging.getLogger("fsrepl")
 
@@ -36,9 +37,14 @@ def relink_due(region: Region) -> bool:
         if state.bucket.trees:
             busy = True
             with region.at_work(state), contextlib.suppress(FsreplError), state.bucket.open() as bucket:
-                for source in region.engine.site.sources_of(bucket.address):
-                    for first, others in _apart(region, state, source):
-                        join(region, state, bucket, first, others)
+                sources = region.engine.site.sources_of(bucket.address)
+                found = [each for source in sources for each in _apart(region, state, source)]
+                awaited, state.awaited_names = state.awaited_names, set()
+                if not sources and state.bucket.replication is None:  # its source may be at another machine
+                    found = list(_apart_by_records(region, state, bucket))
+                    state.awaited_names = _unshown(region, bucket, awaited)
+                for first, others in found:
+                    join(region, state, bucket, first, others)
                 bucket.sync()
     return busy
 
@@ -53,6 +59,29 @@ def _apart(region: Region, state: BucketState, source: str) -> Iterator[tuple[Ro
     for names in journal.views.linked(source):
         there, here = (journal.versions.look_up(each, names) for each in (source, address))
         yield from _split(state, there, here)
+
+
+def _apart_by_records(region: Region, state: BucketState, bucket: OpenBucket) -> Iterator[tuple[Row, Sequence[Row]]]:
+    """Keys that are one file by the records of replicas and several here, without the rows of their source."""
+    journal = region.engine.journal
+    for names in journal.views.apart(bucket.address):
+        groups: dict[tuple[bytes, str], dict[bytes, Object]] = {}
+        for key, known in journal.versions.look_up(bucket.address, names).items():
+            with contextlib.suppress(StoreDamaged):
+                version = versions.read(bucket, key, known.id, marker=False)
+                if version is not None and version.origin is Origin.REPLICA:
+                    first = origin(bucket, version.link or (key, known.id))
+                    groups.setdefault(first, {})[key] = known
+        for group in groups.values():
+            yield from _split(state, group, group)
+
+
+def _unshown(region: Region, bucket: OpenBucket, names: Collection[bytes]) -> set[bytes]:
+    """The keys, of some, whose views do not show their current version yet."""
+    rows = region.engine.journal.versions.look_up(bucket.address, names)
+    return {
+        key for key, known in rows.items() if not known.marker and (known.view is None or known.view.shown != known.id)
+    }
 
 
 def _split(
@@ -81,6 +110,9 @@ def relink(region: Region, state: BucketState, bucket: OpenBucket, version: Vers
         for first, others in _split(state, there, journal.versions.look_up(bucket.address, there)):
             mine = [row for row in others if version.key in (row[0], first[0])]
             join(region, state, bucket, first, mine)
+    elif version.key in state.awaited_names:  # its source is at another machine
+        state.may_lack_links = True
+    state.awaited_names.discard(version.key)
 
 
 def join(region: Region, state: BucketState, bucket: OpenBucket, first: Row, others: Sequence[Row]) -> None:

@@ -147,7 +147,7 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
                 journal.views.see(address, key, view)
                 links.showed(current, known.view, view)
                 links.refresh()
-            state.may_lack_links |= links.lacks_links
+            state.await_names(links.lacking)
             mark_fresh(region, state, bucket, key)
             if view is not None:
                 relinking.relink(region, state, bucket, current)  # other names of its file may have been shown before

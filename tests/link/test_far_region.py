@@ -177,6 +177,34 @@ def test_a_tree_arrives_whole(tree: World) -> None:
     assert (there / "k").stat().st_ino == (there / "other").stat().st_ino
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_name_that_is_shown_late_is_one_file_with_the_others(tree: World, restarted: bool) -> None:
+    """Something was in its way when another name of its file arrived, or an agent ended since."""
+    tree.write("first/in the way", b"a user's", DESTINATION)
+    tree.settle()
+    tree.write("first", b"data")
+    tree.capture(SOURCE)
+    os.link(tree.path("first"), tree.path("second"))
+    tree.settle()
+    assert tree.path("second", DESTINATION).read_bytes() == b"data"
+    tree.unlink("first/in the way", DESTINATION)
+    tree.path("first", DESTINATION).rmdir()
+    if restarted:
+        tree.restart()
+    first, second = tree.path("first", DESTINATION), tree.path("second", DESTINATION)
+
+    def is_one_file() -> bool:
+        tree.settle()
+        return first.exists() and first.samefile(second)
+
+    until(is_one_file, lambda: f"{first} and {second} are one file")
+    copied = first.with_name("copied")
+    shutil.copy2(second, copied)
+    for _ in range(2):
+        tree.settle()
+    assert copied.stat().st_nlink == 1
+
+
 def test_no_content_is_shown_in_a_directory_that_its_source_has_narrowed(tree: World) -> None:
     """A file arrives before the version of its directory that closes it: the replica's is closed first."""
     tree.path("folder").mkdir()

@@ -66,6 +66,20 @@ class Views:
         )
         return {keys.join(row[12], row[11]): object_of(row) for row in rows}
 
+    def apart(self, address: str) -> list[list[bytes]]:
+        """The keys of equal content and time whose views are several files, and no directories. The query scans all
+        keys."""
+        number = self._connection.ids.get(address)
+        shown = "bucket = ? AND NOT marker AND ino IS NOT NULL AND shown = id AND name != x''"
+        rows = self._connection.execute(
+            f"SELECT digest, size, mtime, dir, name FROM object WHERE {shown} AND (digest, size, mtime) IN "
+            f"(SELECT digest, size, mtime FROM object WHERE {shown} GROUP BY digest, size, mtime "
+            "HAVING count(DISTINCT ino) > 1) ORDER BY digest, size, mtime",
+            (number, number),
+        ).fetchall()
+        groups = itertools.groupby(rows, lambda row: row[:3])
+        return [[keys.join(*row[3:]) for row in group] for _, group in groups]
+
     def linked(self, address: str, *, limit: int = -1) -> list[list[bytes]]:
         """The keys of each file of a bucket that is several keys' view. limit: how many keys at most, -1 all."""
         number = self._connection.ids.get(address)
