@@ -34,7 +34,6 @@ BYTES_MAX = 32 << 20
 """The most content that is under way at once."""
 _FRAME_ITEMS = 256
 _FRAME_BYTES = 1 << 20
-_REBUILDS_MAX = 3
 _AGAIN_S = 0.05
 """The wait where the same version is under way already, for another rule or job."""
 
@@ -139,11 +138,10 @@ class Batch:
             self.outcomes.append(Outcome(delivery, Status.FAILED, error.reason, None))
         except StoreDamaged as error:
             log.error('damaged bucket=%s key="%s": %s', delivery.source, keys.shown(delivery.key), error)
-            if queue.attempts_of(delivery) >= _REBUILDS_MAX:
+            if region.have_record_rebuilt(delivery):
+                region.try_later([delivery], str(error))
+            else:
                 self.outcomes.append(Outcome(delivery, Status.FAILED, "SrcObjectNotEligible", None))
-                return
-            region.have_record_rebuilt(delivery)
-            region.try_later([delivery], str(error))
         except (OSError, FsreplError) as error:
             region.try_later([delivery], error)
         except sqlite3.Error:

@@ -48,7 +48,6 @@ _BEGIN_S = 0.5
 """How soon it is looked again whether the sources are read."""
 _REFUSED_MAX = 4096
 """How many deliveries fail after one look."""
-_REBUILDS_MAX = 3
 """How often a version whose record cannot be read is tried, while the record is rebuilt."""
 _JOURNAL_S = 1.0
 """The wait for a journal that cannot be used."""
@@ -427,11 +426,9 @@ class Uplink(Receiver):
         if done.is_bucket_changed:  # nothing is begun before the bucket was looked at
             queue.give_back([delivery])
             return
-        if done.is_damaged and queue.attempts_of(delivery) >= _REBUILDS_MAX:
+        if done.is_damaged and not self.have_record_rebuilt(delivery):
             self.report_outcomes([Outcome(delivery, Status.FAILED, "SrcObjectNotEligible", None)])
             return
-        if done.is_damaged:
-            self.have_record_rebuilt(delivery)
         if done.is_whole:
             self._put_back(queue, [delivery], done.later)
         else:

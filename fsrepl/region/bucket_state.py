@@ -75,7 +75,7 @@ class Overwritten(Struct):
 
 
 class Damaged(Struct, frozen=True):
-    """A stored version whose record was found wrong or lost. Its bucket may be one of another region."""
+    """A stored version of the region whose record was found wrong or lost."""
 
     address: str
     key: bytes

@@ -54,6 +54,8 @@ _ANSWER_S = 5.0
 _BEGUN_S = 30.0
 """And once it has begun: that may be one slow disk, and the work cannot be cancelled."""
 
+_REBUILDS_MAX = 3
+
 T = TypeVar("T")
 
 
@@ -345,10 +347,14 @@ class Receiver(abc.ABC):
             if (region := self._sources.get(region_of(source))) is not None:
                 region.receive(group)
 
-    def have_record_rebuilt(self, delivery: Delivery) -> None:
-        """Have the source's region rebuild the record of a delivery's version."""
+    def have_record_rebuilt(self, delivery: Delivery) -> bool:
+        """Have the source's region rebuild the record of a delivery's version, which is lost or wrong; False where that
+        was asked for often enough, and the delivery fails."""
+        if self.queue(delivery.source, delivery.destination).attempts_of(delivery) >= _REBUILDS_MAX:
+            return False
         if (region := self._sources.get(region_of(delivery.source))) is not None:
             region.post(RebuildRecord(delivery.source, delivery.key, delivery.id, delivery.marker))
+        return True
 
     def retry_now(self, address: str) -> None:
         """Retry deliveries from or to a bucket, since it came back or its settings changed."""

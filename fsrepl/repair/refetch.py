@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys
-from fsrepl.model.address import region_of
 from fsrepl.region.bucket_state import BucketState, Damaged, Overwritten
 from fsrepl.region.region import Region
 from fsrepl.repair import repair
@@ -48,10 +47,9 @@ def _repair(region: Region, damaged: Damaged) -> None:
             why = reason(found)
             log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), damaged.id, why)
 
-    its_region, size = region_of(address), _size(region, address, (key, damaged.id))
     region.in_background(
-        lambda: repair.repair(region.regions[its_region], target), finish,
-        pool=("repair", its_region), whose=address, size_bytes=size,
+        lambda: repair.repair(region, target), finish,
+        pool=("repair", region.name), whose=address, size_bytes=_size(region, address, (key, damaged.id)),
     )  # fmt: skip
 
 

@@ -30,8 +30,6 @@ from fsrepl.views import edits, hardlinks, stale
 
 log = logging.getLogger("fsrepl")
 
-_REBUILDS_MAX = 3
-
 
 class DeliveryGroup:
     """Deliveries from one source to one destination that share their syncs."""
@@ -110,11 +108,10 @@ class DeliveryGroup:
     def _await_record(self, delivery: Delivery, error: StoreDamaged) -> None:
         """Postpone a version whose record is lost or wrong until that is rebuilt; FAILED where it cannot be."""
         log.error('damaged bucket=%s key="%s": %s', delivery.source, keys.shown(delivery.key), error)
-        if self.region.queue(delivery.source, delivery.destination).attempts_of(delivery) >= _REBUILDS_MAX:
+        if self.region.have_record_rebuilt(delivery):
+            self.region.try_later([delivery], str(error))
+        else:
             self.outcomes.append(Outcome(delivery, Status.FAILED, "SrcObjectNotEligible", None))
-            return
-        self.state.damaged.append(Damaged(delivery.source, delivery.key, delivery.id, delivery.marker))
-        self.region.try_later([delivery], str(error))
 
     def _there(self, version: Version) -> dict[str, Any]:
         """The facts of the destination that decide about a version."""
