@@ -25,7 +25,9 @@ from daemons import SOURCE, Daemon
 IN_EACH = 1_000
 NEAR, AWAY = ("near-1", "near-2"), ("away-1", "away-2", "away-3")
 FLAT = "east/flat"
-_LOOK_S = 0.5
+_LOOK_S, _LOOK_SHARE = 0.5, 10
+"""The shortest pause between two looks, and how many times as long as the last one it takes at least: at a million
+objects `fsrepl status` counts for seconds."""
 _ENDS_S = 4 * 3600.0
 
 
@@ -103,7 +105,7 @@ def _crash(site: Daemon, count: int) -> None:
         "later"
     )
     with _measured(site, "compared whole"):
-        while _bucket(site, SOURCE).get("scanning"):
+        while _is_scanning(site, SOURCE):
             time.sleep(_LOOK_S)
 
 
@@ -150,20 +152,24 @@ def _flat(site: Daemon, home: Path, count: int) -> None:
     site.start()
     print(f"  after kill -9 ready in {time.monotonic() - began:.1f} s, {site.cpu_s():.1f} CPU s")
     with _measured(site, "compared whole"):
-        while _bucket(site, FLAT).get("scanning"):
+        while _is_scanning(site, FLAT):
             time.sleep(_LOOK_S)
 
 
 def _await(site: Daemon, objects: int, bucket: str, pending: dict[str, int]) -> None:
     """Wait until a bucket has so many objects, and so many deliveries wait for each destination."""
     until_s = time.monotonic() + _ENDS_S
-    while time.monotonic() < until_s:
+    while (began_s := time.monotonic()) < until_s:
         found = _bucket(site, bucket)
         waiting = {rule["destination"]: rule["pending"] for rule in found["rules"]}
         if found["objects"] == objects and waiting.items() >= pending.items():
             return
-        time.sleep(max(_LOOK_S, objects / 200_000))
+        time.sleep(max(_LOOK_S, _LOOK_SHARE * (time.monotonic() - began_s)))
     raise SystemExit(f"{bucket} has not come to rest: {found}")
+
+
+def _is_scanning(site: Daemon, address: str) -> bool:
+    return bool(site.said()["buckets"][address].get("scanning"))
 
 
 def _bucket(site: Daemon, address: str) -> dict[str, object]:

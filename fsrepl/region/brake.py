@@ -53,8 +53,11 @@ def decide(facts: Facts, renamed: Callable[[], int]) -> Decision:
     most = max(KEYS_MIN, facts.share * facts.keys)
     if not facts.has_deliveries or facts.keys <= most:
         return Decision.RELEASE
+    known = facts.deleted + facts.coming
     if facts.deleted <= most:
-        return Decision.WAIT if facts.is_burst or facts.deleted + facts.coming > most else Decision.RELEASE
+        # a million deletions are not queued at once, and take longer than the window: scans find most of them
+        is_part = known > most or (facts.is_scanning and known > KEYS_MIN)
+        return Decision.WAIT if facts.is_burst or is_part else Decision.RELEASE
     if facts.is_burst:  # what is said of it is the whole of it, then
         return Decision.WAIT
     if facts.is_scanning or facts.deleted - facts.arriving <= most:  # the files may arrive under other names

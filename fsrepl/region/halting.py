@@ -1,9 +1,10 @@
 """The brake for mass deletion: deletions by users are counted before their deliveries are handed over, and held where
 they are too many (region/brake.py decides). Runs in the thread of the source's region.
 
-What is withheld while the decision waits is noted in memory only. After a crash the pending markers of the last
-minute, where they are many, are withheld again until the first scan is over, and then counted together with those that
-it finds.
+What is withheld while the decision waits is in memory only. After a crash the pending markers of the last minute, where
+they are many, are withheld again until the first scan is over, and then counted together with those that it finds. A
+decision that waits for longer, as when a million deletions are captured, has the time of the first of them noted in the
+journal: then those since that time are.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Object, delivery_of
 
 log = logging.getLogger("fsrepl")
+
+NOTE_S = 10.0
+"""After so long it is noted since when markers are withheld: much less than the window of what counts."""
 
 
 def enqueue_new(
@@ -71,7 +75,8 @@ def settle(region: Region, state: BucketState) -> None:
             with state.bucket.open() as bucket:
                 _halt(region, state, bucket)
         case Decision.WAIT:
-            pass
+            if now_s - state.withheld.since_s >= NOTE_S and not state.withheld.is_noted:
+                _note_since(region, state, state.deletions.since_ns)
 
 
 def _decide(region: Region, state: BucketState, now_s: float) -> Decision:
@@ -104,6 +109,19 @@ def _release(region: Region, state: BucketState) -> None:
     deliveries.hand_over(region, released)
     if state.bucket.halt is None:
         deliveries.enqueue_pending(region, state, destinations)
+    if state.withheld.is_noted and not state.withheld:
+        _note_since(region, state, 0)
+
+
+def _note_since(region: Region, state: BucketState, since_ns: int) -> None:
+    """Note when the first of the deletions was made that wait for a decision; 0: none waits any more."""
+    with region.engine.journal.transaction():
+        region.engine.journal.set_fact(_fact(state), str(since_ns or ""))
+    state.withheld.is_noted = since_ns > 0
+
+
+def _fact(state: BucketState) -> str:
+    return f"withheld {state.bucket.address}"
 
 
 def _halt(region: Region, state: BucketState, bucket: OpenBucket) -> None:
@@ -124,15 +142,23 @@ def _halt(region: Region, state: BucketState, bucket: OpenBucket) -> None:
 def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
     """A bucket comes up: what is held stays so, and the markers of the last minute before it went are counted again."""
     state.bucket.halt = halt.read(bucket.fs, bucket.meta)
-    state.deletions, state.withheld = Deletions(), Withheld()
+    noted_ns = int(region.engine.journal.fact(_fact(state)) or 0)
+    state.deletions, state.withheld = Deletions(), Withheld(is_noted=noted_ns > 0)
     if state.bucket.halt is not None:
         log.warning("halted bucket=%s: %s", bucket.address, state.bucket.halt.describe(bucket.address))
-        return
-    recent = region.engine.journal.deliveries.newest_markers(bucket.address, deletions.WINDOW_NS)
+    else:
+        _withhold_again(region, state, bucket.address, noted_ns)
+    if noted_ns and not state.withheld:
+        _note_since(region, state, 0)
+
+
+def _withhold_again(region: Region, state: BucketState, address: str, noted_ns: int) -> None:
+    recent = region.engine.journal.deliveries.newest_markers(address, deletions.WINDOW_NS, noted_ns)
     first = list(itertools.islice(recent, brake.BURST_KEYS + 1))
     for _, group in itertools.groupby(itertools.chain(first, recent), key=lambda each: (each.key, each.id)):
         pending = list(group)
-        state.deletions.add(pending[0].key, Deleted(pending[0].created_ns, b"", has_deliveries=True))
+        deleted = Deleted(pending[0].created_ns, b"", has_deliveries=True)
+        state.deletions.add(pending[0].key, deleted, is_undecided=noted_ns > 0)
         if len(first) > brake.BURST_KEYS:
             state.withheld.add(pending, found=True)
 

@@ -36,6 +36,8 @@ class Withheld(Struct):
     left: Left | None = None
     since_s: float = 0.0
     """Since when there are any, in monotonic seconds; 0 where none was looked at yet."""
+    is_noted: bool = False
+    """The journal has the time of the first of them, for a start after a crash."""
 
     def __bool__(self) -> bool:
         return bool(self.markers) or self.left is not None

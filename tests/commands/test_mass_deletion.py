@@ -18,7 +18,8 @@ from fsrepl.commands import undelete as commands
 from fsrepl.daemon import metrics, worker
 from fsrepl.model import clock
 from fsrepl.model.version import Origin, Status
-from fsrepl.region import brake, withheld
+from fsrepl.region import brake, deletions, halting, withheld
+from fsrepl.region.change_queue import GONE
 from fsrepl.storage import halt
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
 from tests.tree_deeds import differences
@@ -280,6 +281,56 @@ def test_no_marker_of_one_scan_is_handed_over_before_the_decision(
         wipe(world)
         assert is_halted(world)
         assert len(world.tree(DESTINATION)) == NUMBER
+
+
+def test_no_marker_crosses_while_scans_may_find_that_the_others_are_gone_too(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million deletions only some are queued at once, those of the last minute are few, and most are found by
+    scans, when there is room for what these find. The first ones wait until it is known how many they are."""
+    with World(memory) as world:
+        fill(world, 4 * NUMBER)
+        shutil.rmtree(world.path("d"))
+        region = world.region()
+        schedule.begin(region, world.state(), b"d", arrived=True)
+        region.changes.add(SOURCE, [b"d/%d" % each for each in range(NUMBER)], world.engine.epoch, GONE)
+        with monkeypatch.context() as patch:
+            patch.setattr(schedule, "step", lambda region: False)  # the queue is full
+            world.engine.run_until_idle(20)
+        assert sum(world.current(f"d/{each}").marker for each in range(4 * NUMBER)) == NUMBER
+        assert len(world.tree(DESTINATION)) == 4 * NUMBER
+        world.settle()
+        assert is_halted(world)
+        assert len(world.tree(DESTINATION)) == 4 * NUMBER
+
+
+@in_memory_or_not
+def test_a_crash_while_the_decision_waits_for_long_lets_no_marker_cross(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also none of those that are older than a minute by then. Nothing is withheld again once it is decided."""
+    monkeypatch.setattr(halting, "NOTE_S", 0.0)
+    monkeypatch.setattr(deletions, "WINDOW_NS", 1)
+    with World(memory) as world:
+        fill(world, 4 * NUMBER)
+        for each in range(4 * NUMBER):
+            world.unlink(f"d/{each}")
+        with monkeypatch.context() as patch:
+            patch.setattr(schedule, "step", lambda region: False)
+            schedule.begin(world.region(), world.state(), b"d", arrived=True)
+            world.region().changes.add(SOURCE, [b"d/%d" % n for n in range(NUMBER)], world.engine.epoch, GONE)
+            world.engine.run_until_idle(20)
+            assert world.engine.journal.deliveries.count_held(SOURCE) == NUMBER
+            world.restart()
+            world.engine.run_until_idle(20)
+        assert len(world.tree(DESTINATION)) == 4 * NUMBER
+        world.settle()
+        assert is_halted(world)
+        assert len(world.tree(DESTINATION)) == 4 * NUMBER
+        world.run("bucket.ack", bucket=SOURCE)
+        world.settle()
+        assert world.tree(DESTINATION) == {}
+        assert world.engine.journal.fact(f"withheld {SOURCE}") == ""
 
 
 def test_a_single_deletion_waits_for_nothing(memory: Path) -> None:

@@ -33,6 +33,9 @@ SECOND = 1_000_000_000
         (Facts(500, 2000, 0.5, coming=501), 0, Decision.WAIT),
         (Facts(500, 2000, 0.5, coming=501, is_scanning=True), 0, Decision.WAIT),
         (Facts(2000, 2000, 0.5, is_scanning=True), 0, Decision.WAIT),  # they may be renames
+        (Facts(501, 1_000_000, 0.5, coming=500, is_scanning=True), 0, Decision.WAIT),  # they may be the first of all
+        (Facts(500, 1_000_000, 0.5, coming=500, is_scanning=True), 0, Decision.RELEASE),
+        (Facts(1001, 1_000_000, 0.5), 0, Decision.RELEASE),
         (Facts(2000, 2000, 0.5, arriving=1000), 0, Decision.WAIT),
         (Facts(2000, 2000, 0.5, arriving=999), 0, Decision.HALT),
         (Facts(2000, 2000, 0.5, arriving=999), 1000, Decision.RELEASE),

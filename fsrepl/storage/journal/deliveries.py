@@ -194,12 +194,14 @@ class Deliveries:
         (number,) = self._connection.execute("SELECT count(*) FROM delivery WHERE status = 'PENDING'").fetchone()
         return int(number)
 
-    def newest_markers(self, source: str, within_ns: int) -> Iterator[Delivery]:
+    def newest_markers(self, source: str, within_ns: int, since_ns: int = 0) -> Iterator[Delivery]:
         """The pending deliveries of a source's markers that no backfill asked for, oldest first and those of one marker
-        together: the markers made within this time before the newest. Read in pages."""
+        together: the markers made within this time before the newest, and those since a moment, if one is given. Read
+        in pages."""
         number = self._connection.ids.get(source)
         (newest_ns,) = self._connection.execute(f"SELECT max(created) FROM delivery {_HELD}", (number,)).fetchone()
-        last: tuple[object, ...] = ((newest_ns or 0) - within_ns + 1, "", b"", "")
+        first_ns = (newest_ns or 0) - within_ns + 1
+        last: tuple[object, ...] = (min(first_ns, since_ns or first_ns), "", b"", "")
         while True:
             rows = self._connection.execute(
                 f"{DELIVERY} {_HELD} AND (created, id, key, destination) > (?, ?, ?, ?) "
