@@ -12,16 +12,22 @@ _MODES = (0o700, 0o711, 0o750, 0o755, 0o1777)
 
 
 class Deeds:
-    """Random acts in a directory. links: hard links among them."""
+    """Random acts in a directory. links: hard links among them. names: so many names, if there are only few; then the
+    acts are those that make, edit and remove names of one file."""
 
-    def __init__(self, top: Path, seed: int, *, links: bool = True) -> None:
-        self.top, self.random = top, random.Random(seed)
+    def __init__(self, top: Path, seed: int, *, links: bool = True, names: int = 0) -> None:
+        self.top, self.random, self.names = top, random.Random(seed), names
         top.mkdir(exist_ok=True)
         self._acts = [
             self.write, self.write, self.write_in_place, self.append, self.make_directory, self.symlink, self.remove,
             self.rename, self.chmod, self.attribute, self.own, self.touch, self.remove_tree, self.to_file_or_back,
         ]  # fmt: skip
         self._acts += [self.hard_link] if links else []
+        if names:
+            self._acts = [
+                *(self.hard_link, self.own, self.touch) * 3, self.write, self.symlink, self.append, self.attribute,
+                self.chmod, self.rename, *(self.remove,) * 2,
+            ]  # fmt: skip
 
     def act(self, number: int) -> None:
         for _ in range(number):
@@ -49,6 +55,8 @@ class Deeds:
         return self.random.choice([self.top, *found])
 
     def _new(self) -> Path:
+        if self.names:
+            return self.top / f"n{self.random.randrange(self.names)}"
         return self._directory() / f"n{self.random.randrange(100000)}"
 
     # -- acts

@@ -127,6 +127,45 @@ def test_rsync_finds_nothing_to_do_after_random_acts(memory: Path, two_way: bool
         world.stays_quiet()
 
 
+def wrong_records(world: World) -> list[bytes]:
+    """Keys of a replica whose record says that they were edited there, or has another owner or time than the view."""
+    wrong = []
+    for key, found in world.history(DESTINATION).items():
+        version, posix = found[-1], found[-1].posix
+        if any(stamp.endswith(DESTINATION) for stamp in version.edited.values()):
+            wrong.append(key)
+        if posix is not None and not key.endswith(b"/"):
+            looks = world.path(os.fsdecode(key), DESTINATION).lstat()
+            if (looks.st_uid, looks.st_gid, looks.st_mtime_ns) != (posix.uid, posix.gid, posix.mtime_ns):
+                wrong.append(key)
+    return wrong
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("rsync"), reason="needs rsync")
+def test_names_of_few_files_are_alike_after_random_acts(memory: Path) -> None:
+    """Files with several names, all of them edited while versions, edits and removals of others are on their way, with
+    power cuts: the replica is as the source, as its records say, and no edit was made there."""
+    chance = random.Random(SEED)
+    with World(memory / "world", trees=True) as world:
+        deeds = Deeds(world.path("a"), SEED, names=12)
+        for _ in range(ROUNDS):
+            deeds.act(chance.randrange(1, 8))
+            for _ in range(chance.randrange(4)):
+                world.capture(SOURCE)
+                deeds.act(chance.randrange(5))
+            for _ in range(chance.randrange(3)):
+                world.restart(fs=DyingFs(chance.randrange(1, 120)))
+                with contextlib.suppress(PowerCut):
+                    world.settle()
+                deeds.act(chance.randrange(4))
+            world.restart()
+            for _ in range(2):
+                world.settle()
+            assert differences(world.path(), world.path(bucket=DESTINATION)) == []
+            assert wrong_records(world) == []
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("rsync"), reason="needs rsync")
 @pytest.mark.parametrize("two_way", [False, True], ids=["one-way", "two-way"])
