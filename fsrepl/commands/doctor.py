@@ -266,7 +266,8 @@ def _service(service: ServiceFacts) -> Iterator[Finding]:
 def _small_objects(facts: Facts) -> Iterator[Finding]:
     """One finding for all services: what they lack is a package of the program."""
     slowed = {each["name"]: each["slowed"] for each in facts["services"] if each.get("slowed")}  # an older daemon: none
-    for why in list(slowed.values())[:1]:
+    if slowed:
+        why = next(iter(slowed.values()))
         yield Finding(
             Level.WARNING, "region", ", ".join(slowed),
             f"botocore puts small objects too, which takes several times the processor time: {why}",
