@@ -18,14 +18,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from fsrepl.daemon import ssh_content
 from fsrepl.daemon.ssh_batch import BYTES_MAX, Batch, Table, at_of, orders_of
 from fsrepl.errors import (
     BucketMissing,
     FsreplError,
-    StoreDamaged,
     Unavailable,
     reason,
 )
@@ -33,19 +31,16 @@ from fsrepl.link import frames
 from fsrepl.link.channel import Ended
 from fsrepl.link.frames import FromAgent
 from fsrepl.link.host import Connection, Host
-from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.model.keys import Document
 from fsrepl.model.version import Status
-from fsrepl.region import deliveries, delivery_queue, limits
+from fsrepl.region import delivery_queue, limits
 from fsrepl.region.delivery_queue import Queue
-from fsrepl.region.mailbox import Call, LookAtDirectories, Message
+from fsrepl.region.mailbox import DeliverAgain, LookAtDirectories, Message
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import Runtime
-from fsrepl.s3.rules import renewed
-from fsrepl.storage import versions
 from fsrepl.storage.journal.rows import Delivery, Outcome
 from fsrepl.views import directories
 
@@ -352,7 +347,7 @@ class SshRegion(Receiver):
         """Have versions delivered again that are destroyed at the far side."""
         for source in self.engine.site.sources_of(destination):
             if (region := self.regions.get(region_of(source))) is not None:
-                region.post(Call(functools.partial(_redeliver, region, source, destination, lost)))
+                region.post(DeliverAgain(source, destination, lost))
 
     # -- directories
 
@@ -397,24 +392,3 @@ class SshRegion(Receiver):
         source = sent.delivery.source
         way = region_of(source), self.name
         self.in_background(work, lambda _: None, pool=("send", *way), whose=wanted.at, size_bytes=0)
-
-
-def _redeliver(region: Region, source: str, destination: str, lost: Sequence[tuple[bytes, str]]) -> None:
-    """Make deliveries that were COMPLETED pending again. Runs in the thread of the source's region."""
-    state = region.states.get(source)
-    if state is None or not state.is_up:
-        return
-    with region.at_work(state), state.bucket.open() as bucket:
-        for key, version_id in lost:
-            with contextlib.suppress(StoreDamaged, OSError):
-                version = versions.read_whole(bucket, key, version_id, marker=False)
-                recorded = version.deliveries.get(destination) if version is not None else None
-                if version is not None and recorded is not None and recorded.status is Status.COMPLETED:
-                    log.warning(
-                        'sent again bucket=%s key="%s" to=%s: it is destroyed there',
-                        source,
-                        keys.shown(key),
-                        destination,
-                    )
-                    again = replace(renewed(recorded), edit=False)
-                    deliveries.redeliver(region, bucket, version, {**version.deliveries, destination: again})

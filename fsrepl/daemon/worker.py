@@ -25,6 +25,7 @@ from fsrepl.region.bucket_state import BucketState, Damaged, Phase
 from fsrepl.region.change_queue import FOUND, Change
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.mailbox import (
+    DeliverAgain,
     Expect,
     ExpectNoMore,
     HandOverMore,
@@ -151,6 +152,8 @@ class Worker(Attaching):
                     early.end(there, update, is_published=is_published)
             case HandOverMore(source, destination, after):
                 deliveries.hand_over_more(self, source, destination, after)
+            case DeliverAgain(source, destination, lost):
+                deliveries.deliver_again(self, source, destination, lost)
             case RebuildRecord(address, key, version_id, marker):
                 if (found := self.states.get(address)) is not None:
                     found.damaged.append(Damaged(address, key, version_id, marker))

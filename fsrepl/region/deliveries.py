@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.model.version import DeliveryRecord, Status, Version
 from fsrepl.region.bucket_state import BucketState
@@ -18,6 +22,9 @@ from fsrepl.s3 import rules
 from fsrepl.storage import records
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery, Outcome, delivery_of
+from fsrepl.storage.versions import read_whole
+
+log = logging.getLogger("fsrepl")
 
 
 def enqueue(region: Region, address: str, versions: Iterable[Version], only: str = "") -> None:
@@ -91,6 +98,27 @@ def redeliver(region: Region, bucket: OpenBucket, version: Version, deliveries: 
         state.labels.add(version, time.monotonic())
     enqueue(region, bucket.address, [version])
     region.engine.notify()
+
+
+def deliver_again(region: Region, source: str, destination: str, lost: Sequence[tuple[bytes, str]]) -> None:
+    """Make deliveries of versions that are destroyed at a destination pending again. lost: their keys and ids."""
+    state = region.states.get(source)
+    if state is None or not state.is_up:
+        return
+    with region.at_work(state), state.bucket.open() as bucket:
+        for key, version_id in lost:
+            with contextlib.suppress(StoreDamaged, OSError):
+                version = read_whole(bucket, key, version_id, marker=False)
+                recorded = version.deliveries.get(destination) if version is not None else None
+                if version is not None and recorded is not None and recorded.status is Status.COMPLETED:
+                    log.warning(
+                        'sent again bucket=%s key="%s" to=%s: it is destroyed there',
+                        source,
+                        keys.shown(key),
+                        destination,
+                    )
+                    again = replace(rules.renewed(recorded), edit=False)
+                    redeliver(region, bucket, version, {**version.deliveries, destination: again})
 
 
 def enqueue_all(region: Region, state: BucketState, *, new_rules: bool = False) -> None:

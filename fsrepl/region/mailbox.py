@@ -1,5 +1,7 @@
 """Messages to a region about events elsewhere. They are values, carried out by the region's own thread.
 
+Regions send each other values alone, since a region may be on another machine. A Call has code to run: only commands
+and the region's own background workers, in the same process, send one.
 Outcomes of deliveries have their own queue (outcome_queue.py), which is also written down at the end.
 """
 
@@ -105,6 +107,14 @@ class WithdrawMarkers(Struct, frozen=True):
     source: str
 
 
+class DeliverAgain(Struct, frozen=True):
+    """Versions that were delivered from a source of the region are destroyed at a destination. lost: keys and ids."""
+
+    source: str
+    destination: str
+    lost: Sequence[tuple[bytes, str]]
+
+
 class RebuildRecord(Struct, frozen=True):
     """The record of a stored version of the region was found wrong or lost by another one, which delivers it."""
 
@@ -127,7 +137,7 @@ class Probe(Struct, frozen=True):
 
 
 class Call(Struct, frozen=True):
-    """A command or a repair, carried out in the region's thread between its batches."""
+    """A step of a command, or of background work of this region, run in the region's thread between its batches."""
 
     run: Callable[[], None]
 
@@ -146,6 +156,7 @@ Message = (
     | RetryNowFrom
     | DropQueues
     | WithdrawMarkers
+    | DeliverAgain
     | RebuildRecord
     | Requeue
     | Reconfigure
