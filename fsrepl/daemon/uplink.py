@@ -48,7 +48,6 @@ _BEGIN_S = 0.5
 """How soon it is looked again whether the sources are read."""
 _REFUSED_MAX = 4096
 """How many deliveries fail after one look."""
-"""How often a version whose record cannot be read is tried, while the record is rebuilt."""
 _JOURNAL_S = 1.0
 """The wait for a journal that cannot be used."""
 

@@ -74,9 +74,9 @@ class Kind(enum.Enum):
 
     FILE = "a file"
     LINK = "a symlink"
-    """Its content is its target."""
+    """The content of a symlink is its target."""
     DIRECTORY = "a directory"
-    """Its key ends in a slash, and it has no content."""
+    """The key of a directory ends in a slash, and it has no content."""
 
     @property
     def content_type(self) -> str:

@@ -52,9 +52,10 @@ _ALIVE_S = 0.5
 _ANSWER_S = 5.0
 """How long a caller waits for a region that hangs and has not begun the work."""
 _BEGUN_S = 30.0
-"""And once it has begun: that may be one slow disk, and the work cannot be cancelled."""
+"""How long it waits once the work has begun: that may be one slow disk, and the work cannot be cancelled."""
 
 _REBUILDS_MAX = 3
+"""How often a version whose record cannot be read is tried, while the record is rebuilt."""
 
 T = TypeVar("T")
 

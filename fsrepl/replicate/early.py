@@ -24,7 +24,7 @@ from fsrepl.storage.early_copy import EarlyCopy
 from fsrepl.storage.journal.rows import Delivery
 
 _KEPT_S = 30.0
-"""So long a delivery has to take it, once the update is a version."""
+"""How long a delivery has to take an early copy, once the update is a version."""
 
 
 def begin(region: Region, state: BucketState, update: Expected) -> None:

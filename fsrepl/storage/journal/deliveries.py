@@ -251,7 +251,7 @@ class Deliveries:
         return [delivery_in(self._connection, row) for row in rows]
 
     def unheld_after(self, source: str, destination: str, after: Delivery | None, limit: int) -> list[Delivery]:
-        """As pending_after, without markers, which a halted bucket holds: of a million of these no row is read."""
+        """Deliveries as by pending_after, without markers, which a halted bucket holds: no row is read of a million."""
         last = (after.created_ns, after.id, after.key) if after else (-1, "", b"")
         chosen = (
             f"SELECT bucket, key, id, destination FROM delivery {OF_BUCKET['PENDING']} WHERE status = 'PENDING' "
