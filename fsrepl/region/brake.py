@@ -15,6 +15,9 @@ from msgspec import Struct
 
 KEYS_MIN = 1000
 """The number of keys that may always be deleted at once, whatever share of a bucket that is."""
+FIRST_QUIET_S, FIRST_MAX_S = 0.25, 2.0
+"""The first deletions in a bucket of over KEYS_MIN keys wait until there was none for a moment: an `rm -r` may have
+begun. One of 50 files a second gets over BURST_KEYS within the longest time."""
 BURST_KEYS, BURST_QUIET_S = 100, 1.0
 """From so many deletions on, the decision waits until there was none for a moment: `rm -r` may be under way."""
 BURST_MAX_S = 5.0
@@ -32,7 +35,7 @@ class Facts(Struct, frozen=True):
 
     coming, arriving: removals, and other changes, that are queued and not captured yet. has_deliveries: whether a
     destination would follow any of the deletions. is_scanning: a scan is under way, or about to begin. is_burst: many
-    keys were deleted, the last of them just now, and that was not waited for too long.
+    keys were deleted or are about to be, the last of them just now, and that was not waited for too long.
     """
 
     deleted: int
@@ -43,6 +46,16 @@ class Facts(Struct, frozen=True):
     has_deliveries: bool = True
     is_scanning: bool = False
     is_burst: bool = False
+
+
+def decide_first(waited_s: float, quiet_s: float, share: float, has_enough_keys: Callable[[], bool]) -> Decision:
+    """The decision on a few deletions, up to BURST_KEYS.
+
+    waited_s: since the first of them that is not handed over was looked at. quiet_s: since the last of them.
+    has_enough_keys: whether the bucket has more than KEYS_MIN keys; asked for only where it matters.
+    """
+    is_over = quiet_s >= FIRST_QUIET_S or waited_s >= FIRST_MAX_S or share >= 1.0
+    return Decision.RELEASE if is_over or not has_enough_keys() else Decision.WAIT
 
 
 def decide(facts: Facts, renamed: Callable[[], int]) -> Decision:

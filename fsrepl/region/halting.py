@@ -82,23 +82,29 @@ def settle(region: Region, state: BucketState) -> None:
 def _decide(region: Region, state: BucketState, now_s: float) -> Decision:
     address, deleted = state.bucket.address, state.deletions
     coming = region.changes.removals(address)
-    if deleted.number + coming <= min(brake.KEYS_MIN, brake.BURST_KEYS):
-        return Decision.RELEASE
-    journal = region.engine.journal
+    journal, share = region.engine.journal, region.engine.settings.safety.delete_share
+    waited_s, quiet_s = now_s - state.withheld.since_s, now_s - state.deleted_s
+
+    def has_enough_keys() -> bool:
+        return journal.totals.has_more_keys(address, brake.KEYS_MIN)
+
+    known = deleted.number + coming
+    if known <= min(brake.KEYS_MIN, brake.BURST_KEYS):
+        return brake.decide_first(waited_s, quiet_s, share, has_enough_keys)
     if not deleted.keys_before:
         deleted.count_keys(journal.totals.current(address))
-    is_patient = now_s - state.withheld.since_s < brake.BURST_MAX_S
-    is_burst = deleted.number > brake.BURST_KEYS and now_s - state.deleted_s < brake.BURST_QUIET_S
+    is_patient = waited_s < brake.BURST_MAX_S
+    is_burst = known > brake.BURST_KEYS and quiet_s < brake.BURST_QUIET_S
     facts = brake.Facts(
-        deleted.number - deleted.renamed, deleted.keys_before, region.engine.settings.safety.delete_share,
+        deleted.number - deleted.renamed, deleted.keys_before, share,
         coming=coming, arriving=region.changes.count(address) - coming, has_deliveries=deleted.has_deliveries,
         is_scanning=bool(state.scans) or region.changes.has_directories(address) or region.changes.is_lost(address),
         is_burst=is_patient and is_burst,
     )  # fmt: skip
 
     def renamed() -> int:
-        known = deleted.renamed
-        return deleted.count_renamed(journal.versions.arrived(address, deleted.since_ns)) - known
+        before = deleted.renamed
+        return deleted.count_renamed(journal.versions.arrived(address, deleted.since_ns)) - before
 
     return brake.decide(facts, renamed)
 

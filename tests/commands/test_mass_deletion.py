@@ -19,7 +19,7 @@ from fsrepl.daemon import metrics, worker
 from fsrepl.model import clock
 from fsrepl.model.version import Origin, Status
 from fsrepl.region import brake, deletions, halting, withheld
-from fsrepl.region.change_queue import GONE
+from fsrepl.region.change_queue import GONE, ChangeQueue
 from fsrepl.storage import halt
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
 from tests.tree_deeds import differences
@@ -58,6 +58,58 @@ def wipe(world: World) -> None:
 
 def is_halted(world: World) -> bool:
     return world.path(".fsrepl/halt.json").exists()
+
+
+def _wait_for_more(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(brake, "FIRST_QUIET_S", seconds)
+    monkeypatch.setattr(brake, "FIRST_MAX_S", seconds)
+
+
+def test_the_first_deletions_of_a_mass_deletion_are_held_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 4: those of an `rm -r` that are captured before the others wait for these, and none of them crosses."""
+    monkeypatch.setattr(brake, "BURST_KEYS", 2)
+    _wait_for_more(monkeypatch, 3600.0)
+    with World(tmp_path) as world:
+        fill(world)
+        world.unlink("d/0")
+        world.unlink("d/1")
+        world.settle()
+        assert not is_halted(world)
+        assert len(world.tree(DESTINATION)) == NUMBER
+        wipe(world)
+        assert is_halted(world)
+        assert len(world.tree(DESTINATION)) == NUMBER
+
+
+def test_deletions_that_are_queued_belong_to_a_burst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 4: while an `rm -r` is captured, few files of it may be markers, and the others be queued."""
+    monkeypatch.setattr(brake, "BURST_KEYS", 2)
+    for name in ("BURST_QUIET_S", "BURST_MAX_S"):
+        monkeypatch.setattr(brake, name, 3600.0)
+    with World(tmp_path) as world:
+        fill(world)
+        monkeypatch.setattr(ChangeQueue, "removals", lambda _, __: 2)
+        world.unlink("d/0")
+        world.settle()
+        assert len(world.tree(DESTINATION)) == NUMBER
+
+
+def test_a_few_deletions_cross_once_no_more_have_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 6: `rm` there, gone here; in a bucket that is too small to be HALTED at once."""
+    monkeypatch.setattr(brake, "BURST_KEYS", 2)
+    with World(tmp_path) as world:
+        fill(world)
+        _wait_for_more(monkeypatch, 3600.0)
+        world.unlink("d/0")
+        world.settle()
+        _wait_for_more(monkeypatch, 0.0)
+        world.settle()
+        assert len(world.tree(DESTINATION)) == NUMBER - 1
+        _wait_for_more(monkeypatch, 3600.0)
+        monkeypatch.setattr(brake, "KEYS_MIN", NUMBER)
+        world.unlink("d/1")
+        world.settle()
+        assert len(world.tree(DESTINATION)) == NUMBER - 2
 
 
 def since(world: World) -> str:

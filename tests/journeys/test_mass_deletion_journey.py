@@ -58,7 +58,7 @@ def test_a_bucket_that_was_wiped_is_brought_back_and_wiped_again(memory: Path) -
         site.in_step()
         assert "halted" not in site.bucket_status(SOURCE)
 
-        _wipe(site)  # with a running daemon: markers sent before the threshold have crossed, and no more
+        _wipe(site)  # with a running daemon: markers sent before the threshold, mostly none, have crossed, and no more
         site.wait(code=1)
         held = site.bucket_status(SOURCE)["halted"]["held"]
         assert held > NUMBER / 2

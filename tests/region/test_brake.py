@@ -48,6 +48,23 @@ def test_more_than_the_share_and_over_a_thousand_keys_is_held(facts: Facts, rena
     assert brake.decide(facts, lambda: renamed) is decision
 
 
+@pytest.mark.parametrize(
+    ("waited_s", "quiet_s", "share", "many", "decision"),
+    [
+        (0.0, 0.0, 0.5, True, Decision.WAIT),  # rm -r may have begun
+        (brake.FIRST_QUIET_S, 0.0, 0.5, True, Decision.WAIT),  # and be slow
+        (brake.FIRST_QUIET_S, brake.FIRST_QUIET_S, 0.5, True, Decision.RELEASE),
+        (brake.FIRST_MAX_S, 0.0, 0.5, True, Decision.RELEASE),  # deletions that never end do not wait for one another
+        (0.0, 0.0, 0.5, False, Decision.RELEASE),  # never too many in so small a bucket
+        (0.0, 0.0, 1.0, True, Decision.RELEASE),  # 1: never
+    ],
+)
+def test_the_first_deletions_in_a_large_bucket_wait_for_a_moment(
+    waited_s: float, quiet_s: float, share: float, many: bool, decision: Decision
+) -> None:
+    assert brake.decide_first(waited_s, quiet_s, share, lambda: many) is decision
+
+
 @pytest.fixture(params=["by their keys", "as numbers"])
 def _known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All deletions are known by their keys, or only the last few of them."""

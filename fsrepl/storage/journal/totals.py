@@ -45,6 +45,14 @@ class Totals:
         ).fetchone()
         return int(number)
 
+    def has_more_keys(self, address: str, number: int) -> bool:
+        """Whether a bucket has more keys than a number, deleted ones among them. Reads no more rows than that."""
+        (found,) = self._connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM object WHERE bucket = ? LIMIT ?)",
+            (self._connection.ids.get(address), number + 1),
+        ).fetchone()
+        return int(found) > number
+
     def versions(self, address: str) -> int:
         """The number of versions and markers in a bucket."""
         rows = self._connection.execute(
