@@ -337,55 +337,65 @@ def test_replicated_markers_stay_during_a_backfill(status: Status | None, blocke
 # -- against the model
 
 
-def _filters() -> st.SearchStrategy[Json]:
-    tag = st.builds(lambda k, v: {"Key": k, "Value": v}, st.sampled_from("ab"), st.sampled_from("12"))
-    prefix = st.sampled_from(["", "k", "k/", "x"])
-    return st.one_of(
-        st.just({}),
-        st.builds(lambda p: {"Prefix": p}, prefix),
-        st.builds(lambda t: {"Tag": t}, tag),
-        st.builds(lambda n: {"ObjectSizeGreaterThan": n}, st.sampled_from([0, 5, 200_000])),
-        st.builds(lambda n: {"ObjectSizeLessThan": n}, st.sampled_from([5, 200_000])),
-        st.builds(lambda p, t: {"And": {"Prefix": p, "Tags": [t]}}, prefix, tag),
-        st.builds(lambda p: {"And": {"Prefix": p, "ObjectSizeGreaterThan": 5, "ObjectSizeLessThan": 300_000}}, prefix),
-    )
-
-
+# Strategies are made once: Hypothesis checks and measures each one anew, for longer than all else here takes.
+_TAG = st.builds(lambda k, v: {"Key": k, "Value": v}, st.sampled_from("ab"), st.sampled_from("12"))
+_PREFIX = st.sampled_from(["", "k", "k/", "x"])
+_FILTERS = st.one_of(
+    st.just({}),
+    st.builds(lambda p: {"Prefix": p}, _PREFIX),
+    st.builds(lambda t: {"Tag": t}, _TAG),
+    st.builds(lambda n: {"ObjectSizeGreaterThan": n}, st.sampled_from([0, 5, 200_000])),
+    st.builds(lambda n: {"ObjectSizeLessThan": n}, st.sampled_from([5, 200_000])),
+    st.builds(lambda p, t: {"And": {"Prefix": p, "Tags": [t]}}, _PREFIX, _TAG),
+    st.builds(lambda p: {"And": {"Prefix": p, "ObjectSizeGreaterThan": 5, "ObjectSizeLessThan": 300_000}}, _PREFIX),
+)
 _DATES = st.sampled_from(["2026-05-01T00:00:00+00:00", "2026-05-09T00:00:00+00:00"])
 _SOME_DAYS = st.integers(1, 6)
+_EXPIRATIONS = [st.builds(lambda d: {"Days": d}, _SOME_DAYS), st.builds(lambda d: {"Date": d}, _DATES)]
+_ARCHIVE = st.sampled_from(["INTELLIGENT_TIERING", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE"])
+_NEWER = st.sampled_from([{}, {"NewerNoncurrentVersions": 1}, {"NewerNoncurrentVersions": 2}])
+_ACTIONS = {
+    "Expiration": st.one_of(_EXPIRATIONS),
+    "Transitions": st.lists(
+        st.one_of(
+            st.builds(lambda d, c: {"Days": d, "StorageClass": c}, st.integers(0, 5), _ARCHIVE),
+            st.builds(lambda d, c: {"Date": d, "StorageClass": c}, _DATES, st.sampled_from(CLASSES)),
+        ),
+        min_size=1,
+        max_size=2,
+    ),
+    "NoncurrentVersionExpiration": st.builds(lambda d, n: {"NoncurrentDays": d, **n}, _SOME_DAYS, _NEWER),
+    "NoncurrentVersionTransitions": st.lists(
+        st.builds(lambda d, c, n: {"NoncurrentDays": d, "StorageClass": c, **n}, _SOME_DAYS, _ARCHIVE, _NEWER),
+        min_size=1,
+        max_size=2,
+    ),
+}
+_ACTIONS_OF_PLAIN_FILTERS = {
+    **_ACTIONS,
+    "Expiration": st.one_of([*_EXPIRATIONS, st.just({"ExpiredObjectDeleteMarker": True})]),
+}
+_NAMES = st.sets(st.sampled_from(sorted(_ACTIONS)), min_size=1)
+_STATUS = st.sampled_from(["Enabled"] * 5 + ["Disabled"])
 
 
 @st.composite
 def _rules(draw: st.DrawFn) -> Json:
-    found: Json = {"Filter": draw(_filters()), "Status": draw(st.sampled_from(["Enabled"] * 5 + ["Disabled"]))}
+    found: Json = {"Filter": draw(_FILTERS), "Status": draw(_STATUS)}
     plain = not {"Tag", "ObjectSizeGreaterThan", "ObjectSizeLessThan", "And"} & set(found["Filter"])
-    expirations = [
-        st.builds(lambda d: {"Days": d}, _SOME_DAYS),
-        st.builds(lambda d: {"Date": d}, _DATES),
-        *([st.just({"ExpiredObjectDeleteMarker": True})] if plain else []),
-    ]
-    archive = st.sampled_from(["INTELLIGENT_TIERING", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE"])
-    newer = st.sampled_from([{}, {"NewerNoncurrentVersions": 1}, {"NewerNoncurrentVersions": 2}])
-    actions = {
-        "Expiration": st.one_of(expirations),
-        "Transitions": st.lists(
-            st.one_of(
-                st.builds(lambda d, c: {"Days": d, "StorageClass": c}, st.integers(0, 5), archive),
-                st.builds(lambda d, c: {"Date": d, "StorageClass": c}, _DATES, st.sampled_from(CLASSES)),
-            ),
-            min_size=1,
-            max_size=2,
-        ),
-        "NoncurrentVersionExpiration": st.builds(lambda d, n: {"NoncurrentDays": d, **n}, _SOME_DAYS, newer),
-        "NoncurrentVersionTransitions": st.lists(
-            st.builds(lambda d, c, n: {"NoncurrentDays": d, "StorageClass": c, **n}, _SOME_DAYS, archive, newer),
-            min_size=1,
-            max_size=2,
-        ),
-    }
-    for name in draw(st.sets(st.sampled_from(sorted(actions)), min_size=1)):
+    actions = _ACTIONS_OF_PLAIN_FILTERS if plain else _ACTIONS
+    for name in draw(_NAMES):
         found[name] = draw(actions[name])
     return found
+
+
+_FLAG = st.booleans()
+_NUMBER = st.integers(1, 4)
+_SIZES = st.sampled_from([0, 5, 6, 131_071, 131_072, 250_000])
+_TAGS = st.dictionaries(st.sampled_from("ab"), st.sampled_from("12"))
+_CLASSES = st.sampled_from(["STANDARD", *CLASSES])
+_STATUSES = st.sampled_from(["", "", "COMPLETED", "REPLICA", "PENDING", "FAILED"])
+_HOURS = st.integers(0, 60)
 
 
 @st.composite
@@ -393,21 +403,21 @@ def _stacks(draw: st.DrawFn) -> list[lifecycle_model.HeldVersion]:
     """Versions of one key, the newest first, hours apart; one of them may be `null`."""
     moment = datetime(2026, 5, 1, 22, tzinfo=UTC)
     versions = []
-    for number in range(draw(st.integers(1, 4))):
-        marker = draw(st.booleans())
+    for number in range(draw(_NUMBER)):
+        marker = draw(_FLAG)
         versions.append(
             lifecycle_model.HeldVersion(
                 str(number),
                 moment,
                 marker,
-                0 if marker else draw(st.sampled_from([0, 5, 6, 131_071, 131_072, 250_000])),
-                {} if marker else draw(st.dictionaries(st.sampled_from("ab"), st.sampled_from("12"))),
-                "STANDARD" if marker else draw(st.sampled_from(["STANDARD", *CLASSES])),
-                draw(st.sampled_from(["", "", "COMPLETED", "REPLICA", "PENDING", "FAILED"])),
+                0 if marker else draw(_SIZES),
+                {} if marker else draw(_TAGS),
+                "STANDARD" if marker else draw(_CLASSES),
+                draw(_STATUSES),
             )
         )
-        moment += timedelta(hours=draw(st.integers(0, 60)))
-    if draw(st.booleans()):
+        moment += timedelta(hours=draw(_HOURS))
+    if draw(_FLAG):
         draw(st.sampled_from(versions)).id = "null"
     return versions[::-1]
 
