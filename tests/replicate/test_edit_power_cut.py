@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from fsrepl.model.version import Status
 from fsrepl.storage import versions
 from fsrepl.storage.intents import Act, Intent, write_intents
-from tests.doubles import DyingFs, PowerCut
+from tests.doubles import EACH_CHANGE, DyingFs, PowerCut
 from tests.world import DESTINATION, SOURCE, Json, World, statuses, v2
 
 
@@ -60,14 +60,20 @@ def both_sides(world: World) -> None:
 
 
 ONE_WAY = [chmod, touch_and_give_away, attribute, large, tag]
+APART = ONE_WAY if EACH_CHANGE else [act for act in ONE_WAY if act is not chmod]
+"""The acts that are cut with a separate file for each view too. The calls in which chmod is cut then, and their lines of
+code, are among those of `attribute`."""
+BACK = (replica_chmod, replica_tag, both_sides) if EACH_CHANGE else (replica_tag, both_sides)
+"""The calls in which replica_chmod is cut, and their lines of code, are among those of both_sides."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "sharing", "two_way", "without_journal"),
     [
-        *((act, sharing, False, sharing == "private") for act in ONE_WAY for sharing in ("auto", "private")),
-        *((act, "auto", True, lost) for act in (replica_chmod, replica_tag, both_sides) for lost in (False, True)),
+        *((act, "auto", False, False) for act in ONE_WAY),
+        *((act, "private", False, True) for act in APART),
+        *((act, "auto", True, lost) for act in BACK for lost in (False, True)),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

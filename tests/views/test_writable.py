@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.model.version import Origin, Status
-from tests.doubles import DyingFs, PowerCut
+from tests.doubles import EACH_CHANGE, DyingFs, PowerCut
 from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, worlds
 
@@ -88,9 +88,12 @@ def test_only_the_owner_may_write_meanwhile(users_home: Path, trees: bool) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trees", [False, True])
+@pytest.mark.parametrize("trees", [False, True] if EACH_CHANGE else [True])
 def test_power_cut_while_the_daemon_may_write(users_memory: Path, trees: bool) -> None:
-    """G7: after a cut at any change the directory has its mode again, and that is no user's change."""
+    """G7: after a cut at any change the directory has its mode again, and that is no user's change.
+
+    A tree bucket makes all 23 changes, in the same lines of code, that another makes, and one more.
+    """
     for calls, world in worlds(users_memory, trees=trees):
         act(world, "new")
         settle(world)
