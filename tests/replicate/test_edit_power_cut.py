@@ -61,8 +61,8 @@ def both_sides(world: World) -> None:
 
 ONE_WAY = [chmod, touch_and_give_away, attribute, large, tag]
 APART = ONE_WAY if EACH_CHANGE else [act for act in ONE_WAY if act is not chmod]
-"""The acts that are cut with a separate file for each view too. The calls in which chmod is cut then, and their lines of
-code, are among those of `attribute`."""
+"""The acts that are cut with a separate file for each view too. The calls in which chmod is cut then, and their lines
+of code, are among those of `attribute`."""
 BACK = (replica_chmod, replica_tag, both_sides) if EACH_CHANGE else (replica_tag, both_sides)
 """The calls in which replica_chmod is cut, and their lines of code, are among those of both_sides."""
 
