@@ -77,17 +77,23 @@ JSON = st.recursive(
 NESTED = b"[" * 100_000
 
 
+# Strategies are made once, since Hypothesis checks and measures each anew.
+_TIMES = st.integers(1, 4)
+_HOW = st.sampled_from(("cut", "put", "double", "zero"))
+_MORE = st.binary(max_size=8)
+
+
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
     """Bytes that were valid."""
     data = bytearray(whole)
-    for _ in range(draw(st.integers(1, 4))):
+    for _ in range(draw(_TIMES)):
         at, end = sorted((draw(st.integers(0, len(data))), draw(st.integers(0, len(data)))))
-        match draw(st.sampled_from(("cut", "put", "double", "zero"))):
+        match draw(_HOW):
             case "cut":
                 del data[at:end]
             case "put":
-                data[at:at] = draw(st.binary(max_size=8))
+                data[at:at] = draw(_MORE)
             case "double":
                 data[at:at] = data[at:end]
             case "zero":
@@ -105,23 +111,31 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
         yield from places(value, (*path, name))
 
 
-@st.composite
-def changed(draw: st.DrawFn, document: Any) -> Any:
+_CHANGE = st.sampled_from(("value", "value", "value", "gone", "more"))
+_NAME = st.text(max_size=6)
+
+
+def changed(document: Any) -> st.SearchStrategy[Any]:
     """A JSON document in which one value is another, is missing, or has another name."""
-    path = draw(st.sampled_from(list(places(document))))
+    return _changed(document, st.sampled_from(list(places(document))))
+
+
+@st.composite
+def _changed(draw: st.DrawFn, document: Any, paths: st.SearchStrategy[tuple[Any, ...]]) -> Any:
+    path = draw(paths)
     if not path:
         return draw(JSON)
     copy = json.loads(json.dumps(document))
     at = copy
     for name in path[:-1]:
         at = at[name]
-    match draw(st.sampled_from(("value", "value", "value", "gone", "more"))):
+    match draw(_CHANGE):
         case "value":
             at[path[-1]] = draw(JSON)
         case "gone":
             del at[path[-1]]
         case "more" if isinstance(at, dict):
-            at[draw(st.text(max_size=6))] = draw(JSON)
+            at[draw(_NAME)] = draw(JSON)
     return copy
 
 
