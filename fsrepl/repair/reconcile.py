@@ -126,7 +126,11 @@ def _compare(
         is_same = entries == known or (any(keys.is_digest(e[0]) for e in entries) and len(entries) == len(known))
         lost, damaged = _directory(bucket, journal, path, fd, found, known, afresh=afresh)
     if rebuilder is not None and spelled:
-        rebuilder.damaged += [(keys.join(path, s.name), s.id, s.marker) for s in damaged if not keys.is_digest(s.name)]
+        damaged_here = [each for each in damaged if not keys.is_digest(each.name)]
+        rebuilder.damaged += [(keys.join(path, each.name), each.id, each.marker) for each in damaged_here]
+        for each in damaged_here:  # before the scan, which would take what it shows for a new save
+            if not each.marker:
+                _rebuild(rebuilder, fd, path, _file_name((each.name, each.id, False)), each, damaged=True)
     for name, stored in lost:
         if rebuilder is not None:
             _rebuild(rebuilder, fd, path, name, stored)
@@ -348,11 +352,13 @@ def _index_lost(
             journal.versions.add(bucket.address, versions.read_stored(bucket, fd, key, stored, name))
 
 
-def _rebuild(rebuilder: rebuild.Rebuilder, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> None:
+def _rebuild(
+    rebuilder: rebuild.Rebuilder, fd: int, path: bytes, name: bytes, stored: keys.StoredName, *, damaged: bool = False
+) -> None:
     bucket, journal = rebuilder.bucket, rebuilder.journal
     shown = keys.shown(keys.join(path, stored.name))
     try:
-        version = rebuilder.version(fd, path, name, stored)
+        version = rebuilder.version(fd, path, name, stored, damaged=damaged)
     except FileNotFoundError:
         return
     except (OSError, StoreDamaged) as error:

@@ -333,6 +333,14 @@ def rewrite(bucket: OpenBucket, version: Version) -> None:
     bucket.store_changed(version.key)
 
 
+def _is_anothers(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_result, key: bytes) -> bool:
+    """Whether an open file has the record of another version. One that cannot be read names none."""
+    try:
+        return record_homes.is_anothers(record_homes.look(bucket, fd, at, name, found), name, key)
+    except StoreDamaged:
+        return False
+
+
 @contextlib.contextmanager
 def _opened(bucket: OpenBucket, version: Version) -> Iterator[record_homes.File]:
     """The open file of a stored version, for a `with` block that writes only this version's record.
@@ -343,9 +351,7 @@ def _opened(bucket: OpenBucket, version: Version) -> Iterator[record_homes.File]
     fd = open_file(bucket, at, name)
     try:
         found = bucket.fs.stat_fd(fd)
-        if found.st_nlink > 1 and record_homes.is_anothers(
-            record_homes.look(bucket, fd, at, name, found), name, version.key
-        ):
+        if found.st_nlink > 1 and _is_anothers(bucket, fd, at, name, found, version.key):
             separate(bucket, version, fd)
             bucket.fs.close(fd)
             fd = -1

@@ -22,6 +22,7 @@ from fsrepl.storage import listing, versions
 from fsrepl.storage.bucket import content_digest
 from tests.doubles import DyingFs, PowerCut
 from tests.replicate.test_two_way import connect
+from tests.stored import INLINE
 from tests.world import DESTINATION, SOURCE, World, v2, worlds
 
 WAS, IS = b"as it was replicated", b"WRITTEN IN PLACE"
@@ -180,6 +181,22 @@ def _forge(path: Path) -> None:
     for name in os.listxattr(path):
         value = os.getxattr(path, name)
         os.setxattr(path, name, re.sub(rb"01[A-Z0-9]{24}", b"01M86BR4BYESNWRWW29YNETWES", value))
+
+
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_record_that_cannot_be_read_is_written_anew(tmp_path: Path, sharing: str) -> None:
+    """Section 5: who may write to the file of a view can write nonsense on it, and the journal may be lost too."""
+    with World(tmp_path) as world:
+        bucket = _link(world, sharing)
+        before = world.current("k", bucket)
+        os.setxattr(world.path("k", bucket), INLINE, b"nonsense")
+        world.restart(without_journal=True)
+        for _ in range(3):
+            world.settle()
+        after = next(each for each in world.of("k", bucket) if each.id == before.id)
+        assert (after.digest, after.created_ns, after.posix) == (before.digest, before.created_ns, before.posix)
+        assert len(world.of("k", bucket)) == 1
+        assert world.tree(SOURCE) == world.tree(DESTINATION) == {"k": WAS}
 
 
 @pytest.mark.parametrize("act", ["stays", "replaced", "removed"])
