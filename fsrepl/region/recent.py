@@ -25,6 +25,31 @@ class Written(Struct, frozen=True):
     is_plain: bool = False
 
 
+class Contents:
+    """Small contents that were read a moment ago, by their digest. Its user sees to threads."""
+
+    def __init__(self, bytes_max: int = _RECENT_BYTES) -> None:
+        self._bytes_max = bytes_max
+        self._data: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()
+        self._bytes = 0
+
+    def put(self, digest: bytes, data: bytes, now_s: float) -> None:
+        """Keep a content for a moment: the oldest make room for it."""
+        self._bytes += len(data) - len(self._data.pop(digest, (0.0, b""))[1])
+        self._data[digest] = now_s + _RECENT_DATA_S, data
+        while self._bytes > self._bytes_max:
+            self._bytes -= len(self._data.popitem(last=False)[1][1])
+
+    def get(self, digest: bytes) -> bytes | None:
+        """A content that was put a moment ago. Later its file is read: it may have been damaged since."""
+        until_s, data = self._data.get(digest, (0.0, None))
+        return data if time.monotonic() < until_s else None
+
+    def clear(self) -> None:
+        self._data.clear()
+        self._bytes = 0
+
+
 class Recent:
     """The records written last, and small contents: a captured file is sent without another read."""
 
@@ -32,8 +57,9 @@ class Recent:
         self._guard = threading.Lock()
         self._versions: OrderedDict[tuple[str, bytes, str], Version] = OrderedDict()
         self._plain: set[tuple[str, bytes, str]] = set()
-        self._data: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()
-        self._bytes = 0
+        self._contents = Contents()
+        self.data = self._contents.get
+        """Content stored a moment ago, by its digest; see Contents."""
 
     def put(self, address: str, version: Version) -> None:
         """Remember one record that was written."""
@@ -42,7 +68,7 @@ class Recent:
     def put_all(self, address: str, written: Iterable[Written]) -> None:
         """Remember records of a bucket that were written."""
         with self._guard:
-            until_s = time.monotonic() + _RECENT_DATA_S
+            now_s = time.monotonic()
             for each in written:
                 version, data = each.version, each.data
                 at = (address, version.key, version.id)
@@ -50,13 +76,10 @@ class Recent:
                 self._versions.move_to_end(at)
                 (self._plain.add if each.is_plain else self._plain.discard)(at)
                 if data is not None:
-                    self._bytes += len(data) - len(self._data.pop(version.digest, (0.0, b""))[1])
-                    self._data[version.digest] = until_s, data
+                    self._contents.put(version.digest, data, now_s)
             while len(self._versions) > _RECENT_VERSIONS:
                 old, _ = self._versions.popitem(last=False)
                 self._plain.discard(old)
-            while self._bytes > _RECENT_BYTES:
-                self._bytes -= len(self._data.popitem(last=False)[1][1])
 
     def version(self, address: str, key: bytes, version_id: str) -> Version | None:
         return self._versions.get((address, key, version_id))
@@ -64,16 +87,10 @@ class Recent:
     def is_plain(self, address: str, version: Version) -> bool:
         return (address, version.key, version.id) in self._plain
 
-    def data(self, digest: bytes) -> bytes | None:
-        """Content stored a moment ago. Later the stored version is read: it may have been damaged since."""
-        until_s, data = self._data.get(digest, (0.0, None))
-        return data if time.monotonic() < until_s else None
-
     def forget_data(self) -> None:
         """Drop all content after a destination was blocked: by the time it is sent, it was not stored just now."""
         with self._guard:
-            self._data.clear()
-            self._bytes = 0
+            self._contents.clear()
 
     def forget(self, address: str, key: bytes = b"", version_id: str = "") -> None:
         """Forget one version, or a whole bucket."""
