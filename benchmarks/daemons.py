@@ -65,16 +65,24 @@ class Daemon:
     def path(self, bucket: str, name: str = "") -> Path:
         return self.root / bucket / name
 
+    def processes(self) -> list[int]:
+        """The daemon, and the stager while there is one. Source: proc_tid_children(5)."""
+        threads = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [self.process.pid, *(int(each) for thread in threads for each in thread.read_text().split())]
+
     def cpu_s(self) -> float:
-        return cpu_s(self.process.pid)
+        """All of its processes, those that have ended included."""
+        return sum(map(cpu_s, self.processes()))
 
     def written_bytes(self) -> int:
         """What it wrote to disks so far. Source: proc_pid_io(5), write_bytes."""
-        return int(Path(f"/proc/{self.process.pid}/io").read_text().split("\nwrite_bytes: ")[1].split()[0])
+        found = [Path(f"/proc/{pid}/io").read_text() for pid in self.processes()]
+        return sum(int(each.split("\nwrite_bytes: ")[1].split()[0]) for each in found)
 
     def peak_bytes(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        """The peak of each process, added up: together they had at most that."""
+        found = [Path(f"/proc/{pid}/status").read_text() for pid in self.processes()]
+        return sum(int(each.split("VmHWM:")[1].split()[0]) * 1024 for each in found)
 
     def stop(self) -> None:
         self.process.terminate()
@@ -83,9 +91,9 @@ class Daemon:
 
 
 def cpu_s(pid: int) -> float:
-    """The processor time of a process so far. Source: proc_pid_stat(5)."""
+    """The processor time of a process so far, and of its children that have ended. Source: proc_pid_stat(5)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
