@@ -49,7 +49,7 @@ log = logging.getLogger("fsrepl")
 
 
 class NewVersion(Struct):
-    """A version of this batch. taken is None for a marker."""
+    """A version of this batch. taken is None for a marker. staged has no name yet where the stager has the content."""
 
     change: Change
     known: Object | None
@@ -250,7 +250,7 @@ def _is_shared(bucket: OpenBucket) -> bool:
 def new_version(
     region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, taken: copy.Taken
 ) -> NewVersion:
-    """The version of a copied file, staged."""
+    """The version of a copied file, staged, unless the stager is to do that."""
     version_id, created_ns = state.bucket.ids.next(
         region.engine.site.now(),
         known.null_ns if known else -1,
@@ -269,7 +269,8 @@ def new_version(
     in_effect = _in_effect(region, state, change, lambda: taken.found.st_ctime_ns)
     if chosen := rules.choose(state.bucket.replication, version, in_effect=in_effect):
         version = replace(version, deliveries=chosen)
-    return NewVersion(change, known, version, taken, copy.stage(bucket, taken, version))
+    staged = versions.Staged(version, b"", False) if taken.is_held else copy.stage(bucket, taken, version)
+    return NewVersion(change, known, version, taken, staged)
 
 
 def _changed_directory(bucket: OpenBucket, version: Version, known: Object, taken: copy.Taken) -> Version:

@@ -50,11 +50,13 @@ class Taken(Struct, frozen=True):
     is_closed: bool = False
     """A directory whose attributes the daemon may not read."""
     kind: Kind = Kind.FILE
+    is_held: bool = False
+    """The stager has its content in memory, and stages it."""
 
     @property
     def has_content(self) -> bool:
         """False where the content was the recorded one, and only compared."""
-        return self.data is not None or bool(self.staged)
+        return self.data is not None or bool(self.staged) or self.is_held
 
 
 class _Content(Struct, frozen=True):
@@ -259,16 +261,33 @@ def _same_digest(
 
 
 def stage(bucket: OpenBucket, taken: Taken, version: Version) -> versions.Staged:
-    """Turn a copy into a complete, hidden version: a separate file, 0600, with every attribute."""
-    name = taken.staged or staging.token()
-    fd = bucket.fs.open_read(bucket.tmp, name) if taken.staged else bucket.fs.create(bucket.tmp, name)
+    """Turn a copy into a complete, hidden version: a separate file, 0600, with every attribute. Its content is not with
+    the stager alone."""
+    if not taken.staged:
+        return stage_data(bucket, version, taken.data or b"")
+    name = taken.staged
+    fd = bucket.fs.open_read(bucket.tmp, name)
     try:
         if taken.linked:
             version, sidecar = records.put_shared(bucket, fd, name, version)
-            return versions.Staged(version, name, sidecar)
+        else:
+            sidecar = records.put(bucket, fd, name, version)
+        return versions.Staged(version, name, sidecar)
+    except BaseException:
+        staging.unstage(bucket, name)
+        raise
+    finally:
+        bucket.fs.close(fd)
+
+
+def stage_data(bucket: OpenBucket, version: Version, data: bytes) -> versions.Staged:
+    """A complete, hidden version with a content in memory."""
+    name = staging.token()
+    fd = bucket.fs.create(bucket.tmp, name)
+    try:
         sidecar = records.put(bucket, fd, name, version)  # before the content: cheaper then
-        if taken.data:
-            bucket.fs.write(fd, taken.data)
+        if data:
+            bucket.fs.write(fd, data)
         return versions.Staged(version, name, sidecar)
     except BaseException:
         staging.unstage(bucket, name)

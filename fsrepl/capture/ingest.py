@@ -8,9 +8,9 @@ import logging
 import operator
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from fsrepl.capture import apply, copy, expect, look, rewritten
+from fsrepl.capture import apply, copy, expect, in_stager, look, rewritten
 from fsrepl.capture.apply import NewVersion
 from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_S, CopyInBackground
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
@@ -48,7 +48,6 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
 
     Both time and number are bounded: the region's other buckets wait meanwhile.
     """
-    until_s = time.monotonic() + STEP_S
     if state.bucket.versioning is Versioning.OFF:
         return []
     if paused := apply.no_room(region, bucket):
@@ -60,39 +59,96 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         return []
     state.paused = ""
     state.new_names.clear()
-    batch: list[NewVersion] = []
-    held_bytes = 0
     if state.bucket.trees:
         changes = _with_directories(region, state, changes)
     objects = region.engine.journal.versions.look_up(bucket.address, [change.key for change in changes])
-    left: Sequence[Change] = []
+    until_s = time.monotonic() + STEP_S
+    chunks = [changes]
+    if (stager := region.engine.stager) is not None and stager.is_wanted(len(changes)):
+        stager.tidy(bucket)
+        chunks = [changes[at : at + in_stager.CHUNK] for at in range(0, len(changes), in_stager.CHUNK)]
+    reading = in_stager.Reading(region, state, bucket, chunks[0], objects, STEP_S)
+    left: list[Change] = []
+    staged: list[NewVersion] = []
+    staging = in_stager.Staging(region, bucket, [])
+    for number, chunk in enumerate(chunks):
+        if number and time.monotonic() > until_s:
+            left += chunk
+            continue
+        batch, late = _take_chunk(region, state, bucket, chunk, objects, reading.result(), until_s)
+        left += late
+        # The stager gets its next orders before the versions of the former chunk are published: it works meanwhile.
+        unstaged = [new for new in batch if not new.staged.name]
+        next_staging = in_stager.Staging(region, bucket, unstaged)
+        if number + 1 < len(chunks):
+            reading = in_stager.Reading(region, state, bucket, chunks[number + 1], objects, STEP_S)
+        _publish_staged(region, state, bucket, staged, staging)
+        staged, staging = [new for new in batch if new.staged.name], next_staging
+    _publish_staged(region, state, bucket, staged, staging)
+    state.captures_singly &= bool(left)
+    return left
+
+
+def _take_chunk(
+    region: Region, state: BucketState, bucket: OpenBucket, changes: Sequence[Change], objects: Mapping[bytes, Object],
+    read: Mapping[bytes, copy.Taken], until_s: float,
+) -> tuple[list[NewVersion], list[Change]]:  # fmt: skip
+    """The versions that changed keys make, staged or with the stager; and the keys that no time was left for.
+
+    read: what the stager has read. The first key is captured in any case.
+    """
+    batch: list[NewVersion] = []
+    left: list[Change] = []
+    held_bytes = 0
     for number, change in enumerate(changes):
-        now_s = time.monotonic()
-        if number and now_s > until_s:
-            left = changes[number:]
-            break
         known = objects.get(change.key)
-        if _is_recorded_removal(state, change, known):
-            state.note_skipped(change.key, there=False)
-            stale.retry_blocked(region, state)
-            continue
-        if _is_as_recorded(state, bucket, change, known):
-            continue
-        if state.captures_singly or change.key in state.set_aside:
-            _take_singly(region, state, bucket, change, known)
-            continue
-        new = look_at_key(region, state, bucket, change, known, now_s)
+        if (taken := read.get(change.key)) is not None:
+            new = _apply_singly(region, state, bucket, change, known, taken)
+        else:
+            now_s = time.monotonic()
+            if number and now_s > until_s:
+                left.append(change)
+                continue
+            if _is_recorded_removal(state, change, known):
+                state.note_skipped(change.key, there=False)
+                stale.retry_blocked(region, state)
+                continue
+            if _is_as_recorded(state, bucket, change, known):
+                continue
+            if state.captures_singly or change.key in state.set_aside:
+                _take_singly(region, state, bucket, change, known)
+                continue
+            new = look_at_key(region, state, bucket, change, known, now_s)
         if new is None:
             continue
         batch.append(new)
         held_bytes += len(new.taken.data) if new.taken and new.taken.data else 0
         if held_bytes >= _BATCH_BYTES:
-            publish(region, state, bucket, batch)
-            batch, held_bytes = [], 0
-    if batch:
-        publish(region, state, bucket, batch)
-    state.captures_singly &= bool(left)
-    return left
+            publish(region, state, bucket, [each for each in batch if each.staged.name])
+            batch, held_bytes = [each for each in batch if not each.staged.name], 0
+    return batch, left
+
+
+def _publish_staged(
+    region: Region, state: BucketState, bucket: OpenBucket, batch: Sequence[NewVersion], staging: in_stager.Staging
+) -> None:
+    """Publish staged versions, and those that the stager has staged; what it did not stage is looked at again."""
+    staged, left = staging.result()
+    for each in left:
+        region.defer(state, each.change, AGAIN_AT_LEAST_S, "its content was not staged")
+    if batch or staged:
+        publish(region, state, bucket, [*batch, *staged])
+
+
+def _apply_singly(
+    region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, taken: copy.Taken
+) -> NewVersion | None:
+    """The version that a file makes which the stager has read. An error concerns this key alone."""
+    try:
+        return _apply(region, state, bucket, change, known, taken)
+    except Exception as error:
+        _defer_after(region, state, change, error)
+        return None
 
 
 def _is_recorded_removal(state: BucketState, change: Change, known: Object | None) -> bool:

@@ -32,6 +32,7 @@ from fsrepl.daemon.requests import Request, Wait
 from fsrepl.daemon.samples import Samples
 from fsrepl.errors import FsreplError, NotRunning, Refused
 from fsrepl.model import clock
+from fsrepl.region.stager import Stager, command
 from fsrepl.remote import client
 from fsrepl.replicate import thresholds
 from fsrepl.settings import Settings, reading
@@ -53,6 +54,7 @@ _TELL_S = 10.0
 """How often a daemon that is not ready yet logs how far it is."""
 _SWITCH_S = 0.001
 """Seconds that a busy thread keeps others waiting: the thread that reads events must never wait long."""
+_STAGER = "fsrepl.daemon.stager_process:main"
 _GARBAGE_LOOK = 10_000
 """After so many new objects that could be in cycles the youngest ones are looked through for garbage."""
 
@@ -175,6 +177,7 @@ class Daemon:
         self._state, self._state_answers, self._look_s = Threads(_STATE_S), True, 0.0
         self.hangs = False
         """Whether threads outlived the stop: they are in a filesystem that does not answer."""
+        self._stager = Stager(command(_STAGER), self.engine.run_lock.released)
         self.hooks = Hooks(self.engine.reporter.eventlog)
         self.exporter = Exporter(self._gauges, self.engine.fs)
         self.samples = Samples(samples.load(self.engine.site.state))
@@ -186,6 +189,7 @@ class Daemon:
         self._signals.listen({signal.SIGTERM: self._stop, signal.SIGINT: self._stop})
         engine = self.engine
         engine.threaded = True
+        engine.stager = self._stager
         self.hooks.configure(engine.settings.events)
         self.watcher.start()
         for region in engine.receivers.values():
@@ -226,6 +230,7 @@ class Daemon:
             thresholds.check(self.engine)
             self.engine.journal.give_back_space()
         self.engine.look_for_stuck()
+        self._stager.rest(time.monotonic())
         self._tell_of_transfers()
         self._look_after_state()
         systemd.notify("WATCHDOG=1")
@@ -312,6 +317,7 @@ class Daemon:
         state = Threads(_WORKERS_S)  # its filesystem may hang
         answers = bool(state.ask({"close": server.close}))
         self.engine.fs.interrupted = True
+        self._stager.is_ending = True
         self.engine.stop_workers(_WORKERS_S)  # before the regions, which finish the results of background workers
         for region in self.engine.receivers.values():
             region.stopping = True
@@ -320,6 +326,7 @@ class Daemon:
         for region in self.engine.receivers.values():
             if region.thread is not None:
                 region.thread.join(0.1 if region.pulse.is_stuck else max(0.1, until_s - time.monotonic()))
+        self._stager.end()
         self.watcher.stop()
         self.ready = False
         self.exporter.close()

@@ -266,7 +266,8 @@ class Worker(Attaching):
                 halting.settle(self, state_)
         # Taking a key and putting it back costs a tenth of its capture: the next batch is what this one had time for.
         done = len(in_hand) - left_number
-        self._take_max = min(BATCH, max(_BATCH_MIN, done if left_number else 2 * self._take_max))
+        most = BATCH if self.engine.stager is None else 2 * BATCH  # it reads a part of them while another one is judged
+        self._take_max = min(most, max(_BATCH_MIN, done if left_number else 2 * self._take_max))
         for state in self.states.values():
             if state.withheld and state.is_up:
                 with self.at_work(state):

@@ -18,6 +18,7 @@ from fsrepl.region.limits import Progress
 from fsrepl.region.recent import Recent
 from fsrepl.region.reporter import Reporter
 from fsrepl.region.run_lock import RunLock
+from fsrepl.region.stager import Stager
 from fsrepl.region.under_way import Tasks
 from fsrepl.region.workers import Workers
 from fsrepl.s3 import replication, roles
@@ -53,6 +54,8 @@ class Runtime:
         self._backfill_slots: dict[tuple[str, str], threading.BoundedSemaphore] = {}
         self._guard = threading.Lock()
         self.syncer = Syncer()
+        self.stager: Stager | None = None
+        """In the daemon alone."""
         self.limiter = Limiter(settings.replication.limit_bytes_s)
         self.scrub_limiter = Limiter(settings.scrub.limit_bytes_s)
         """All scrubs together."""

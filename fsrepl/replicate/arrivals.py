@@ -26,6 +26,7 @@ from fsrepl.model.version import Rights, Version
 from fsrepl.region.limits import Progress
 from fsrepl.replicate import decide
 from fsrepl.replicate.draft import Draft, LargeDraft
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery
 
 LACKS_CONTENT = "its content is sent once more"
@@ -137,6 +138,10 @@ class ArrivedSource:
     @property
     def address(self) -> str:
         return self._address
+
+    @property
+    def here(self) -> OpenBucket | None:
+        return None
 
     def version(self, delivery: Delivery) -> Version | None:
         arrival = self._arrivals.get((self._address, self._destination, delivery.key, delivery.id))

@@ -18,16 +18,12 @@ from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.replicate import decide, large
-from fsrepl.replicate.group import DeliveryGroup
+from fsrepl.replicate.group import STEP_S, DeliveryGroup
 from fsrepl.replicate.sending import SourceLeft
 from fsrepl.replicate.source import Opener
 from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
-
-
-STEP_S = 0.1
-"""Seconds for which deliveries are staged before the staged ones become durable and visible."""
 
 
 def carry(region: Region, state: BucketState, deliveries: Sequence[Delivery], open_source: Opener) -> None:
@@ -82,18 +78,18 @@ def _carry(region: Region, state: BucketState, deliveries: Sequence[Delivery], o
         except (Unavailable, BucketMissing) as error:
             region.try_later(deliveries, str(error), whole=True)
             return
-        batch = DeliveryGroup(region, state, source, to_bucket)
+        batch = DeliveryGroup(region, state, source, to_bucket, len(deliveries))
         batch.known = engine.journal.versions.look_up(state.bucket.address, [each.key for each in deliveries])
         left: Sequence[Delivery] = []
         for number, delivery in enumerate(deliveries):
-            if number and time.monotonic() > until_s:
+            if batch.is_full or (number and time.monotonic() > until_s):
                 left = deliveries[number:]
                 break
             batch.prepare(delivery)
             while batch.large:
                 large.send_in_background(region, state, batch.large.pop(), open_source)
         batch.publish()
-        region.queue(source_name, state.bucket.address).give_back(left)
+        region.queue(source_name, state.bucket.address).give_back([*batch.left, *left])
 
 
 def settle_all(region: Receiver, deliveries: Sequence[Delivery], action: decide.Action) -> None:

@@ -15,7 +15,7 @@ from fsrepl.model.version import NULL, DeliveryRecord, Status, Version
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
-from fsrepl.replicate import decide, metadata_updates, publish, transfer
+from fsrepl.replicate import decide, in_stager, metadata_updates, publish, transfer
 from fsrepl.replicate.destination import Destination, LocalTree
 from fsrepl.replicate.draft import StagedReplica
 from fsrepl.replicate.settle import is_pending
@@ -30,11 +30,17 @@ from fsrepl.views import edits, hardlinks, stale
 
 log = logging.getLogger("fsrepl")
 
+STEP_S = 0.1
+"""Seconds for which deliveries are staged before the staged ones become durable and visible."""
+
 
 class DeliveryGroup:
     """Deliveries from one source to one destination that share their syncs."""
 
-    def __init__(self, region: Region, state: BucketState, source: Source, destination: OpenBucket) -> None:
+    def __init__(
+        self, region: Region, state: BucketState, source: Source, destination: OpenBucket, number: int = 1
+    ) -> None:
+        """number: how many deliveries are to be prepared, at most."""
         self.region, self.state, self.source, self.destination = region, state, source, destination
         self.tree: Destination = LocalTree(destination)
         self.engine = region.engine
@@ -46,6 +52,13 @@ class DeliveryGroup:
         self.postponed: list[Delivery] = []
         """Other names of files that may still be prepared in this group; prepared last, when it is_complete."""
         self.is_complete = False
+        stager = region.engine.stager
+        is_wanted = stager is not None and source.here is not None and stager.is_wanted(number)
+        self._stager = stager if is_wanted else None
+        self._unstaged: list[Item] = []
+        """Items that the stager stages, all together."""
+        self.left: list[Delivery] = []
+        """Deliveries for which there was no time."""
         self.updates: list[metadata_updates.MetadataUpdate] = []
         self.outcomes: list[Outcome] = []
 
@@ -54,6 +67,11 @@ class DeliveryGroup:
     def prepare(self, delivery: Delivery) -> None:
         """Decide about one delivery, and stage it if it is to be sent."""
         self._decide(delivery, self._send)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the stager has enough to do."""
+        return self._stager is not None and len(self._unstaged) >= self._stager.pace(in_stager.STAGE)
 
     def finish(self, item: Item, found: StagedReplica | Version) -> None:
         """Decide again about a large delivery, once it is staged or its replica was found.
@@ -154,8 +172,29 @@ class DeliveryGroup:
         if there is not None:
             self.bring_into_line(item, there)
             return
+        if self._stager is not None and in_stager.takes(item.replica):
+            self._unstaged.append(item)
+            return
         item.staged = stage(self.source, self.tree, item)
         self.ready.append(item)
+
+    def _stage_together(self) -> None:
+        """Have the stager stage what is left to it. What it does not stage is prepared again, and staged here."""
+        stager, source, items = self._stager, self.source.here, self._unstaged
+        self._stager, self._unstaged = None, []
+        staged: list[StagedReplica | None] = [None] * len(items)
+        if stager is not None and source is not None and stager.is_wanted(len(items)):
+            stager.tidy(self.destination)
+            replicas = [item.replica for item in items if item.replica is not None]
+            staged = in_stager.stage(stager, source, self.destination, replicas, STEP_S)
+        for item, replica in zip(items, staged, strict=False):
+            if replica is None:
+                self.prepare(item.delivery)
+                continue
+            item.staged = replica
+            self.engine.limiter.sent(replica.stored.version.size)
+            self.ready.append(item)
+        self.left = [item.delivery for item in items[len(staged) :]]
 
     def _comes_first(self, key: bytes, version_id: str) -> bool:
         """Whether a version is still to be delivered, and its view is to be one file with another one's."""
@@ -225,6 +264,7 @@ class DeliveryGroup:
 
     def publish(self) -> None:
         """Make the batch durable, then stored, then shown; then report its outcomes."""
+        self._stage_together()
         self.is_complete = True
         for delivery in self.postponed:
             self.prepare(delivery)

@@ -64,6 +64,10 @@ class Sending:
     def address(self) -> str:
         return self._source.address
 
+    @property
+    def here(self) -> OpenBucket | None:
+        return self._source
+
     def version(self, delivery: Delivery) -> Version | None:
         version = self._engine.recent.version(delivery.source, delivery.key, delivery.id)
         if version is None:

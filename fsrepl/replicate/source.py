@@ -49,6 +49,10 @@ class Source(Protocol):
     @property
     def address(self) -> str: ...
 
+    @property
+    def here(self) -> OpenBucket | None:
+        """The bucket, where it is one of this site."""
+
     def version(self, delivery: Delivery) -> Version | None:
         """The version of a delivery, as its record says. Raises StoreDamaged."""
 

@@ -34,12 +34,13 @@ def stage(
         return destination.stage_marker(replica)
     with destination.draft(replica) as draft, source.content(version, just_stored=just_stored) as content:
         if version.size < SMALL_BYTES:
-            return _staged(content, draft, progress)
+            return stage_content(content, draft, progress)
         with source.released():
-            return _staged(content, draft, progress)
+            return stage_content(content, draft, progress)
 
 
-def _staged(content: Content, draft: Draft, progress: Progress | None) -> StagedReplica:
+def stage_content(content: Content, draft: Draft, progress: Progress | None) -> StagedReplica:
+    """Write a content to a draft, read it back, and stage it. Raises as stage does."""
     content.copy_to(draft, progress)
     _verify(content, draft, progress.verified_to if progress else None)
     return draft.stage()

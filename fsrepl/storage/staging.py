@@ -36,6 +36,15 @@ def sweep(bucket: OpenBucket) -> int:
     return swept
 
 
+def sweep_of(bucket: OpenBucket, pid: int) -> None:
+    """Remove the staged files of another process of the daemon that has ended. Lasting files are not its."""
+    own = b"%d." % pid
+    for name in bucket.fs.names(bucket.tmp):
+        if name.startswith(own):
+            with contextlib.suppress(OSError):
+                bucket.fs.unlink(bucket.tmp, name)
+
+
 def sweep_lasting(bucket: OpenBucket) -> None:
     """Remove the unfinished copies of large files that are not continued."""
     for name, _ in list(bucket.fs.entries(bucket.tmp)):

@@ -15,13 +15,16 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
 from fsrepl.lifecycle import run
 from fsrepl.model.version import Status
+from fsrepl.region.stager import Pending
 from tests.doubles import UnsyncedFs
 from tests.hosts import FarWorld
+from tests.stagers import StagerHere
 from tests.world import DESTINATION, SOURCE, World
 
 FILES = 200
@@ -142,6 +145,23 @@ def test_a_small_file_costs_no_more_calls_and_bytes_than_before(memory: Path) ->
             check(cost, act, what)
 
 
+def test_the_stager_costs_no_more_calls_and_bytes(memory: Path) -> None:
+    """A burst takes the same system calls, whichever process makes them."""
+    fs = Counting()
+    with World(memory, fs=fs) as world:
+        world.write("first", b"1")
+        world.settle()
+        stager = world.engine.stager = StagerHere(fs)
+        cost = Cost(world, fs)
+
+        def add() -> None:
+            for i in range(FILES):
+                world.write(f"d/{i:04}", b"%4d" % i * (SIZE // 4))
+
+        check(cost, add, "new")
+        assert sum(number for _, number in stager.done) == 3 * FILES
+
+
 CALLS = 615
 """Function calls of the interpreter a file, those of built-in functions included, for 200 of them."""
 
@@ -201,6 +221,40 @@ def test_a_small_file_to_another_machine_costs_no_more_function_calls_than_befor
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
     assert {side: n for side, most in FAR_CALLS.items() if (n := counted[side] / FILES) > most} == {}
+
+
+CALLS_BESIDE = 470
+"""The same, in the daemon alone, while the stager does its part."""
+
+
+def test_a_small_file_costs_the_daemon_fewer_function_calls_with_a_stager(memory: Path) -> None:
+    """What the stager does takes nothing of the processor that the daemon runs on."""
+    counted: Counter[str] = Counter()
+
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        counted[event] += 1
+
+    class Uncounted(StagerHere):
+        def begin(self, *order: Any) -> Pending | None:
+            sys.setprofile(None)
+            try:
+                return super().begin(*order)
+            finally:
+                sys.setprofile(count)
+
+    with World(memory) as world:
+        world.engine.stager = Uncounted(world.engine.fs)
+        world.write("first", b"1")
+        world.settle()
+        for i in range(FILES):
+            world.write(f"d/{i:04}", b"%4d" % i * (SIZE // 4))
+        sys.setprofile(count)
+        try:
+            world.settle()
+        finally:
+            sys.setprofile(None)
+        assert world.statuses() == {Status.COMPLETED}
+        assert (counted["call"] + counted["c_call"]) / FILES <= CALLS_BESIDE, counted
 
 
 def test_a_directory_of_a_tree_bucket_costs_no_more_calls_than_before(memory: Path) -> None:

@@ -1,0 +1,255 @@
+"""Captures in the stager: it reads changed files, and stages those that became versions. See region/stager.py.
+
+It reads small files alone, and keeps their contents until they are staged. What it saw of any other key, and every
+error, is left to the daemon, which looks at that key itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from fsrepl.capture import copy, look
+from fsrepl.capture.apply import NewVersion
+from fsrepl.model import keys
+from fsrepl.model.address import region_of
+from fsrepl.model.version import Kind, Posix, Version
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.change_queue import CLOSED, FOUND, GONE, Change, WriterWait, temporary_pattern
+from fsrepl.region.recent import Contents
+from fsrepl.region.region import Region
+from fsrepl.region.stager import Pending, is_text
+from fsrepl.storage import staging, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.hashing import SMALL_BYTES
+from fsrepl.storage.journal.rows import Object
+
+READ, STAGE = "read", "stage versions"
+_BYTES_MAX = 4 << 20
+"""Limit of the contents of one order."""
+HELD_BYTES = 2 * _BYTES_MAX
+"""Limit of the contents that the stager keeps."""
+
+
+class Asked(Struct, frozen=True, array_like=True):
+    """A changed key, and what is recorded of it: see Change."""
+
+    key: bytes
+    flags: int
+    since_s: float
+    known: Object | None
+
+
+class Read(Struct, frozen=True, array_like=True):
+    """To look at keys. open_quiet_s, open_max_s: see WriterWait. temporary: patterns of names, see settings. with_data:
+    the daemon needs the contents too. within_s: then the rest is left to the daemon."""
+
+    asked: list[Asked]
+    open_quiet_s: float
+    open_max_s: float
+    temporary: tuple[str, ...]
+    with_data: bool
+    within_s: float
+
+
+class Taken(Struct, frozen=True, array_like=True):
+    """A small file that was read: see copy.Taken. found: a stat result, ten numbers, then its times in nanoseconds and
+    its blocks."""
+
+    found: tuple[int, ...]
+    size: int
+    digest: bytes
+    posix: Posix
+    attrs: Mapping[str, bytes]
+    tags: Mapping[str, str]
+    labels: Mapping[str, bytes]
+    racy: bool
+    moving: bool
+    held_open: bool
+    is_held: bool
+    data: bytes | None
+
+
+class Stage(Struct, frozen=True, array_like=True):
+    """To stage versions whose contents were just read."""
+
+    versions: list[Version]
+
+
+# -- the daemon's side
+
+CHUNK = 256
+"""Keys that the stager gets at once: it reads the next ones while these become versions."""
+
+
+class Reading:
+    """Changed keys that the stager reads, those that are worth it: new contents of files, most of a burst."""
+
+    def __init__(
+        self, region: Region, state: BucketState, bucket: OpenBucket, changes: Sequence[Change],
+        objects: Mapping[bytes, Object], within_s: float,
+    ) -> None:  # fmt: skip
+        self._region, self._is_tree = region, bucket.bucket.trees
+        self._asked: list[Asked] = []
+        self._pending: Pending | None = None
+        stager = region.engine.stager
+        if stager is None or bucket.bucket.sharing == "link":
+            return  # a linked view is not copied
+        asked = _plain(state, changes, objects)
+        if not stager.is_wanted(len(asked)):
+            return
+        self._asked = asked[: stager.pace(READ)]
+        order = Read(self._asked, *_settings(region, bucket), within_s)
+        self._pending = stager.begin(READ, order, [bucket], len(self._asked))
+
+    def result(self) -> dict[bytes, copy.Taken]:
+        """Files that were read, by key; waits for them."""
+        stager, answer = self._region.engine.stager, self._pending.result() if self._pending is not None else None
+        if stager is None or answer is None:
+            return {}
+        found = _taken.decode(answer)
+        stager.note_pace(READ, len(self._asked), len(found))
+        return {
+            each.key: _unpacked(taken)
+            for each, taken in zip(self._asked, found, strict=False)
+            if taken is not None and not (self._is_tree and taken.found[_LINKS] > 1)  # which name is first matters
+        }
+
+
+def _settings(region: Region, bucket: OpenBucket) -> tuple[float, float, tuple[str, ...], bool]:
+    """The fields of Read that are alike for all keys of a bucket."""
+    wait, replication = region.writer_wait, bucket.bucket.replication
+    rules = replication.rules if replication is not None else ()
+    with_data = any(region_of(rule.destination) not in region.regions for rule in rules)
+    return wait.open_quiet_s, wait.open_max_s, tuple(region.engine.settings.capture.temporary), with_data
+
+
+def _plain(state: BucketState, changes: Sequence[Change], objects: Mapping[bytes, Object]) -> list[Asked]:
+    """The keys of files that are to be looked at for their content, and for nothing else."""
+    if state.captures_singly:
+        return []
+    queues = (state.deferred, state.stale, state.copying, state.unapplied, state.set_aside, state.faults)
+    waits = [each for each in queues if each]  # mostly none
+    plain = []
+    for _, key, flags, _, since_s in changes:
+        if (
+            flags == GONE
+            or (waits and any(key in each for each in waits))
+            or keys.is_directory(key)
+            or not keys.is_key(key)
+        ):
+            continue
+        known = objects.get(key)
+        if known is not None and known.view is not None and not flags & (CLOSED | FOUND):
+            continue  # it may be as recorded
+        plain.append(Asked(key, flags, since_s, known))
+    return plain
+
+
+class Staging:
+    """Versions that are staged by the stager, which has their contents."""
+
+    def __init__(self, region: Region, bucket: OpenBucket, batch: Sequence[NewVersion]) -> None:
+        self._batch = batch
+        stager = region.engine.stager
+        order = Stage([each.version for each in batch])
+        self._pending = stager.begin(STAGE, order, [bucket], len(batch)) if stager is not None and batch else None
+
+    def result(self) -> tuple[list[NewVersion], list[NewVersion]]:
+        """Versions that are staged, and those that are not; waits for them."""
+        answer = self._pending.result() if self._pending is not None else None
+        names = _names.decode(answer) if answer is not None else [None] * len(self._batch)
+        staged, left = [], []
+        for each, name in zip(self._batch, names, strict=True):
+            if name is None:
+                left.append(each)
+            else:
+                each.staged = versions.Staged(each.version, *name)
+                staged.append(each)
+        return staged, left
+
+
+_LINKS = 3
+_taken = msgspec.msgpack.Decoder(list[Taken | None])
+_names = msgspec.msgpack.Decoder(list[tuple[bytes, bool] | None])
+
+
+def _unpacked(read: Taken) -> copy.Taken:
+    numbers, (mtime_ns, ctime_ns, blocks) = read.found[:10], read.found[10:]
+    found = os.stat_result(numbers, {"st_mtime_ns": mtime_ns, "st_ctime_ns": ctime_ns, "st_blocks": blocks})
+    return copy.Taken(
+        found, read.size, read.digest, read.posix, read.attrs, read.tags, read.labels, read.racy,
+        read.data, moving=read.moving, held_open=read.held_open, is_held=read.is_held,
+    )  # fmt: skip
+
+
+# -- the stager's side
+
+
+def carry_out_read(order: bytes, buckets: Sequence[OpenBucket], held: Contents) -> bytes:
+    """See Read: for each key what was read, or none; fewer where there was no more time, or room."""
+    wanted, (bucket,) = _reads.decode(order), buckets
+    is_temporary = temporary_pattern(wanted.temporary).match
+    writer_wait = WriterWait(wanted.open_quiet_s, wanted.open_max_s, SMALL_BYTES, is_temporary)
+    until_s = time.monotonic() + wanted.within_s
+    answer: list[Taken | None] = []
+    size = 0
+    for each in wanted.asked:
+        began_s = time.monotonic()
+        if size >= _BYTES_MAX or began_s > until_s:
+            break
+        taken = _look(bucket, each, writer_wait, began_s)
+        if taken is not None and taken.data is not None:
+            size += len(taken.data)
+            held.put(taken.digest, taken.data, began_s)
+        answer.append(_packed(taken, with_data=wanted.with_data) if taken is not None else None)
+    return msgspec.msgpack.encode(answer)
+
+
+def _look(bucket: OpenBucket, asked: Asked, writer_wait: WriterWait, now_s: float) -> copy.Taken | None:
+    change = Change(bucket.address, asked.key, asked.flags, 0, asked.since_s)
+    try:
+        seen = look.look(bucket, change, asked.known, writer_wait, time.time_ns(), open_for_s=now_s - asked.since_s)
+    except Exception:  # the daemon looks again, and deals with what it meets
+        return None
+    if not isinstance(seen, copy.Taken):
+        return None
+    if seen.staged:
+        staging.unstage(bucket, seen.staged)
+    is_plain = seen.kind is Kind.FILE and not seen.staged and not seen.is_placed
+    return seen if is_plain and is_text(seen.attrs, seen.labels, seen.tags) else None
+
+
+def _packed(taken: copy.Taken, *, with_data: bool) -> Taken:
+    s = taken.found
+    numbers = (s.st_mode, s.st_ino, s.st_dev, s.st_nlink, s.st_uid, s.st_gid, s.st_size)
+    seconds = (int(s.st_atime), int(s.st_mtime), int(s.st_ctime))
+    return Taken(
+        (*numbers, *seconds, s.st_mtime_ns, s.st_ctime_ns, s.st_blocks),
+        taken.size, taken.digest, taken.posix, taken.attrs, taken.tags, taken.labels, taken.racy, taken.moving,
+        taken.held_open, taken.data is not None, taken.data if with_data else None,
+    )  # fmt: skip
+
+
+def carry_out_stage(order: bytes, buckets: Sequence[OpenBucket], held: Contents) -> bytes:
+    """See Stage: for each version the name of its staged file, and whether it has a sidecar; or none."""
+    (bucket,) = buckets
+    return msgspec.msgpack.encode([_stage(bucket, each, held) for each in _stages.decode(order).versions])
+
+
+def _stage(bucket: OpenBucket, version: Version, held: Contents) -> tuple[bytes, bool] | None:
+    data = held.get(version.digest)
+    if data is None:
+        return None
+    try:
+        staged = copy.stage_data(bucket, version, data)
+    except Exception:  # the daemon tries again, and deals with what it meets
+        return None
+    return staged.name, staged.sidecar
+
+
+_reads, _stages = msgspec.msgpack.Decoder(Read), msgspec.msgpack.Decoder(Stage)
