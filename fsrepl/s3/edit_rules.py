@@ -70,6 +70,7 @@ def unsent_edit(
         group
         for group in replica.edited
         if metadata.stamp_of(replica, group) > metadata.stamp_of(original, group)
+        and metadata.stamp_of(replica, group)[1] == home  # else it came from elsewhere, by another name of the file
         and not (group == ACL and sent is not None and sent.owner)
     }
     after = metadata.merged(original, _with_owner_of(original, replica) if sent and sent.owner else replica, edited)

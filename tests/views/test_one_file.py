@@ -18,7 +18,8 @@ from fsrepl.replicate.group import DeliveryGroup
 from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views.link_groups import LinkGroups
 from tests.doubles import DyingFs, PowerCut
-from tests.world import DESTINATION, SOURCE, World, worlds
+from tests.verifying import verify
+from tests.world import DESTINATION, SOURCE, World, v2, worlds
 
 
 def write(world: World, key: str) -> None:
@@ -156,6 +157,32 @@ def test_a_name_that_comes_late_has_the_later_metadata_of_its_file(
         world.settle()
         assert times(world, DESTINATION) == {"a": 1_000, "b": 1_000}
         assert told_apart(world, DESTINATION) == edited_there(world) == []
+
+
+def test_an_edit_that_came_by_another_name_is_no_edit_of_the_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where edits of replicas are sent back, `verify` asks for none of a name that was gone before the source captured
+    the edit for it."""
+    with World(tmp_path, trees=True) as world:
+        both_ways = {"SourceSelectionCriteria": {"ReplicaModifications": {"Status": "Enabled"}}}
+        for source, to in ((SOURCE, DESTINATION), (DESTINATION, SOURCE)):
+            world.configure({**v2(to=to, markers=True), **both_ways}, source=source)
+        write(world, "a")
+        hard_link(world, "a", "b")
+        let_go = hold(monkeypatch, b"b")
+        world.settle()
+        touch(world, "a", 1_000)
+        world.unlink("b")
+        world.settle()
+        let_go()
+        let_go = hold(monkeypatch, b"b", markers=True)
+        world.settle()
+        assert times(world, DESTINATION) == {"a": 1_000, "b": 1_000}
+        let_go()
+        world.settle()
+        assert times(world, DESTINATION) == times(world, SOURCE) == {"a": 1_000}
+        assert verify(world) == []
 
 
 @made_by
