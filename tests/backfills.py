@@ -30,6 +30,21 @@ def backfill(world: World, *statuses: str, source: str = SOURCE, rules: tuple[st
     return job(world, str(accepted["JobId"]))
 
 
+def deliver_late(world: World) -> None:
+    """Versions of two keys that arrive after the newer ones: after a version of `k`, and after a marker of `gone`."""
+    world.run("replication.disable", source=SOURCE)
+    for data in (b"one", b"two"):
+        world.write("k", data)
+        world.write("gone", data)
+        world.settle()
+    world.run("replication.enable", source=SOURCE)
+    world.write("k", b"three")
+    world.unlink("gone")
+    world.settle()
+    world.run("replication.backfill", source=SOURCE)
+    world.settle()
+
+
 def listed(world: World, **params: object) -> list[Json]:
     found = world.run("replication.jobs", **params)["Jobs"]
     assert isinstance(found, list)

@@ -20,6 +20,7 @@ from fsrepl.remote.bucket import RemoteBucket
 from fsrepl.remote.client import Client
 from fsrepl.remote.failures import ServiceAway
 from fsrepl.replicate import upload
+from tests.backfills import deliver_late
 from tests.between import Between, Cut, by_service
 from tests.radosgw import only_with_radosgw
 from tests.region.test_limiter import Time, assert_rate
@@ -335,17 +336,7 @@ def test_a_version_that_comes_late_does_not_become_current(tmp_path: Path, servi
     """G5: the newest is copied over it, once; a newest marker is put again."""
     bucket = service.make_bucket()
     with RemoteWorld(tmp_path, service) as world:
-        world.run("replication.disable", source=SOURCE)
-        for data in (b"one", b"two"):
-            world.write("k", data)
-            world.write("gone", data)
-            world.settle()
-        world.run("replication.enable", source=SOURCE)
-        world.write("k", b"three")
-        world.unlink("gone")
-        world.settle()
-        world.run("replication.backfill", source=SOURCE)
-        world.settle()
+        deliver_late(world)
         found = found_in(bucket)
         assert sorted(each.data for each in found if each.key == "k") == [b"one", b"three", b"two"]
         assert sorted((each.data, each.marker) for each in found if each.key == "gone") == [

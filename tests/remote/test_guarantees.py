@@ -14,6 +14,7 @@ import pytest
 from fsrepl.commands import status
 from fsrepl.model import digests
 from fsrepl.model.version import Status
+from tests.backfills import deliver_late
 from tests.between import CUT, Between, by_service
 from tests.destinations import Bucket, Destination, Directory, Far
 from tests.hosts import FarWorld
@@ -167,17 +168,7 @@ def test_edits_of_metadata_arrive_on_the_version_that_is_there(place: Destinatio
 def test_a_version_that_comes_late_does_not_become_current(place: Destination) -> None:
     """G5: what is shown is the newest by creation time, whatever the order of arrival."""
     world = place.world
-    world.run("replication.disable", source=SOURCE)
-    for data in (b"one", b"two"):
-        world.write("k", data)
-        world.write("gone", data)
-        world.settle()
-    world.run("replication.enable", source=SOURCE)
-    world.write("k", b"three")
-    world.unlink("gone")
-    world.settle()
-    world.run("replication.backfill", source=SOURCE)
-    world.settle()
+    deliver_late(world)
     found, wanted = place.history(), place.wanted()
     assert {key: sorted(each, key=str) for key, each in found.items()} == {
         key: sorted(each, key=str) for key, each in wanted.items()
