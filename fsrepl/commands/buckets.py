@@ -183,11 +183,10 @@ def _require_no_copy(site: Site, address: str, at: int) -> None:
     except NotADirectoryError:
         return
     except (OSError, ValueError) as error:
-        why = reason(error) if isinstance(error, OSError) else str(error)
         raise Refused(
             "InvalidRequest",
-            f"{address} has a .fsrepl already, and its bucket.json cannot be read: {why}; move that .fsrepl away, "
-            "and the files become new objects",
+            f"{address} has a .fsrepl already, and its bucket.json cannot be read: {reason(error)}; "
+            "move that .fsrepl away, and the files become new objects",
         ) from error
     uuid = str(found.get("uuid")) if found else ""
     for other, known in site.identities.buckets.items():
