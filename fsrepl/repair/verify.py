@@ -26,7 +26,7 @@ from fsrepl.repair.verify_host import HostSide
 from fsrepl.repair.verify_progress import Dates, Hooks, Tally
 from fsrepl.repair.verify_records import Records, deleted_there_alone
 from fsrepl.repair.verify_remote import RemoteSide
-from fsrepl.repair.verify_stored import Stored
+from fsrepl.repair.verify_stored import StoredVersions
 from fsrepl.repair.verify_views import Views, mount_over
 from fsrepl.s3.edit_rules import LOST_THERE
 from fsrepl.storage import intents, versions
@@ -59,7 +59,7 @@ class Verification:
         self.site, self.source, self.only, self.journal = site, source, destination, journal
         self.hooks = hooks or Hooks()
         self.tally = Tally()
-        self._versions = Stored(self.hooks, self.tally)
+        self._versions = StoredVersions(self.hooks, self.tally)
         self._index = Journal("")
         """The current version of each key, in a temporary file of SQLite's own."""
         self._sides: dict[str, Side | None] = {}

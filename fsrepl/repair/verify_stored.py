@@ -11,7 +11,7 @@ from fsrepl.repair.verify_progress import Hooks, Tally
 from fsrepl.storage import records, versions
 
 
-class Stored:
+class StoredVersions:
     """Reads stored versions for a verification, and counts them in its tally."""
 
     def __init__(self, hooks: Hooks, tally: Tally) -> None:
