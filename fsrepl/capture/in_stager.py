@@ -106,6 +106,11 @@ class Reading:
         order = Read(self._asked, *_settings(region, bucket), within_s)
         self._pending = stager.begin(READ, order, [bucket], len(self._asked))
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether the stager has got an order."""
+        return self._pending is not None
+
     def result(self) -> dict[bytes, copy.Taken]:
         """Files that were read, by key; waits for them."""
         stager, answer = self._region.engine.stager, self._pending.result() if self._pending is not None else None

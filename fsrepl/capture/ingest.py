@@ -68,6 +68,8 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         stager.tidy(bucket)
         chunks = [changes[at : at + in_stager.CHUNK] for at in range(0, len(changes), in_stager.CHUNK)]
     reading = in_stager.Reading(region, state, bucket, chunks[0], objects, STEP_S)
+    if not reading.is_begun:
+        chunks = [changes]  # they share their syncs
     left: list[Change] = []
     staged: list[NewVersion] = []
     staging = in_stager.Staging(region, bucket, [])
