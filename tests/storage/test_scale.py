@@ -18,6 +18,7 @@ from fsrepl.model.version import DeliveryRecord, Status, Version
 from fsrepl.model.view import View
 from fsrepl.region.subtrees import Subtrees
 from fsrepl.storage import staging
+from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.deliveries import Deliveries
 from fsrepl.storage.journal.rows import Counts, Delivery
@@ -145,6 +146,24 @@ def test_held_markers_are_passed_over_in_the_index(tmp_path: Path, *, is_earlier
     assert steps_of(journal, lambda j: j.deliveries.unheld_after(SOURCE, DESTINATION, None, 9)) < 1000 * 7 / _STEPS
     assert steps_of(journal, lambda j: j.deliveries.count_pending(SOURCE, 1 << 60)) < 1000 * 7 / _STEPS
     journal.close()
+
+
+def test_an_index_that_a_journal_lacks_is_sorted_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounded memory: SQLite sorts all rows of the table for it, at the first start of a newer build."""
+    path, kept = str(tmp_path / "journal.db"), []
+    with contextlib.closing(Journal(path)) as journal:
+        journal.execute("DROP INDEX pending")
+    whole = Connection._add
+
+    def add(connection: Connection) -> None:
+        kept.append(connection._db.execute("PRAGMA temp_store").fetchone())
+        whole(connection)
+
+    monkeypatch.setattr(Connection, "_add", add)
+    with contextlib.closing(Journal(path)) as journal:
+        assert kept == [(0,)]  # as SQLite is built: in a file
+        assert journal.execute("PRAGMA temp_store").fetchone() == (2,)
+        assert journal.deliveries.count_pending(SOURCE, 0) == 0
 
 
 class Walks:

@@ -114,6 +114,8 @@ class Connection:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_MAX_S, check_same_thread=False)
         try:
             self.is_new = self._prepare(read_only)
+            if not read_only:  # not before: an index of five million rows, sorted in memory, takes 600 MB
+                self._db.execute("PRAGMA temp_store = MEMORY")
             self.ids = {a: i for i, a in self._db.execute("SELECT id, address FROM bucket")}
         except BaseException:
             self._db.close()
@@ -135,7 +137,6 @@ class Connection:
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         self._db.execute("PRAGMA cache_size = -16000")
-        self._db.execute("PRAGMA temp_store = MEMORY")
         if found == _SCHEMA_VERSION:
             (intact,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if intact != "ok":
