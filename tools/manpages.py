@@ -153,10 +153,10 @@ def settings_page() -> str:
     lines += _items((("state", state),))
     for title, table in (("regions.NAME", RegionSettings), *TABLES.items()):
         lines.append(f'.SH "[{escaped(title)}]"')
-        for name, field in settings_of(table).items():
-            default = field.metadata["toml"]
+        for name, setting in settings_of(table).items():
+            default = setting.toml
             given = "" if default is None else f" = {quoted(default)}"
-            about = field.metadata["about"] or "The region's directory, relative to this file or absolute."
+            about = setting.about or "The region's directory, relative to this file or absolute."
             lines += [*_items(((f"{name}{given}", f"{about[0].upper()}{about[1:]}".rstrip(".") + "."),))]
     lines += [".SH SEE ALSO", ".BR fsrepl (1)"]
     return "\n".join(lines) + "\n"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from fsrepl.cli.common import state
 from fsrepl.errors import Usage
@@ -41,6 +41,6 @@ def console(
             found = kinds.listen(listen)
         except ValueError as error:
             raise Usage(f"--listen {listen} must be {error}") from error
-        settings = dataclasses.replace(settings, console=dataclasses.replace(settings.console, listen=found))
+        settings = replace(settings, console=replace(settings.console, listen=found))
     wanted = server.Options(read_only, options.verbose, options.quiet)
     raise typer.Exit(server.run(settings, wanted))

@@ -8,6 +8,8 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from fsrepl.errors import Usage
 from fsrepl.settings import (
     FILE,
@@ -35,7 +37,7 @@ def render(regions: Mapping[str, str]) -> str:
     state = "journal, control socket, identities; for /etc/fsrepl it is /var/lib/fsrepl"
     parts = [_HEAD + _comment("state", STATE, state), *(_region(name, path) for name, path in regions.items())]
     for table, cls in TABLES.items():
-        lines = [_comment(name, f.metadata["toml"], f.metadata["about"]) for name, f in settings_of(cls).items()]
+        lines = [_comment(name, s.toml, s.about) for name, s in settings_of(cls).items()]
         parts.append(f"# [{table}]\n" + "".join(lines))
     return "\n".join(parts)
 
@@ -62,13 +64,13 @@ def _region(name: str, path: str) -> str:
         ) from error
     except ValueError as error:
         raise Usage(f"region {name}: {quoted(path)} must be {error}") from None
-    sharing = settings_of(RegionSettings)["sharing"].metadata
+    sharing = settings_of(RegionSettings)["sharing"]
     return f"[{title_of(('regions', name))}]\npath = {quoted(path)}\n" + _comment(
-        "sharing", sharing["toml"], sharing["about"]
+        "sharing", sharing.toml, sharing.about
     )
 
 
-def _elsewhere(name: str, url: str, check: Callable[[str], object], settings: type, field: str) -> str:
+def _elsewhere(name: str, url: str, check: Callable[[str], object], settings: type[Struct], field: str) -> str:
     """The table of a region that is not on this machine. check: raises ValueError for an address that is none. field:
     the setting that holds the address. Raises Usage."""
     if not REGION_NAME.fullmatch(name):
@@ -78,7 +80,7 @@ def _elsewhere(name: str, url: str, check: Callable[[str], object], settings: ty
     except ValueError as error:
         raise Usage(f"region {name}: {quoted(url)} must be {error}") from None
     known = settings_of(settings)
-    others = [_comment(n, f.metadata["toml"], f.metadata["about"]) for n, f in known.items() if n != field]
+    others = [_comment(n, s.toml, s.about) for n, s in known.items() if n != field]
     return f"[{title_of(('regions', name))}]\n{field} = {quoted(url)}\n" + "".join(others)
 
 

@@ -7,7 +7,6 @@ It is a site of its own with one region and no rules (daemon/served_region.py), 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 import fsrepl
 from fsrepl.daemon import agent_home, control, live, request_json, requests
@@ -147,7 +147,7 @@ class Agent:
         agent_home.acquire(lock, state, hello)
         agent_home.write_settings(state, hello, path)
         agent_home.note_site(state, hello)
-        settings = dataclasses.replace(
+        settings = replace(
             reading.load(state / FILE), capture=hello.capture, replication=hello.replication, scrub=hello.scrub,
             safety=hello.safety,
         )  # fmt: skip

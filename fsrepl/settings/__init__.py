@@ -1,19 +1,21 @@
 """The settings of a site, as in fsrepl.toml.
 
-Each setting is one line of a dataclass below: the kind of its value, its default in TOML, and the comment that `fsrepl
+Each setting is one line of a Struct below: the kind of its value, its default in TOML, and the comment that `fsrepl
 init` writes beside it. Parsing and checks (settings/reading.py), the text of a new file (commands/settings_text.py) and
 the error messages are derived from these lines. Source: design.md, section 4.
 """
-# ruff: noqa: RUF009 (_setting makes a field, as dataclasses.field does)
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import fields, replace
 
 from fsrepl.settings import kinds
 from fsrepl.temporary import PATTERNS
@@ -22,15 +24,37 @@ FILE = "fsrepl.toml"
 STATE = ".fsrepl-site"
 
 
+class Setting(Struct, frozen=True):
+    """What a table says of one of its settings. It is the factory of its field's default, where `settings_of` finds it.
+
+    kind: the check of its value. toml: its default in TOML, None where it is required. about: its comment. name: its
+    name in the file. field: that of its field; both are filled in by `settings_of`.
+    """
+
+    kind: kinds.Kind
+    toml: object
+    about: str
+    name: str
+    default: object
+    field: str = ""
+
+    @property
+    def is_required(self) -> bool:
+        return self.toml is None
+
+    def __call__(self) -> object:
+        if self.is_required:
+            raise TypeError("a setting that has no default is missing")
+        return self.default
+
+
 def _setting(kind: kinds.Kind, toml: object, about: str, name: str = "") -> Any:
     """A field read from the file. toml: its default in TOML, None where the setting is required. about: its comment.
     name: its name in the file, where that differs from the field's."""
-    metadata = {"kind": kind, "toml": toml, "about": about, "name": name}
-    return field(metadata=metadata) if toml is None else field(default=kind(toml), metadata=metadata)
+    return msgspec.field(default_factory=Setting(kind, toml, about, name, None if toml is None else kind(toml)))
 
 
-@dataclass(frozen=True, slots=True)
-class ClassSettings:
+class ClassSettings(Struct, frozen=True):
     """A storage class of a region that has its own directory: a tier. Its path is absolute."""
 
     name: str
@@ -43,8 +67,7 @@ class ClassSettings:
     drain: bool = _setting(kinds.flag, False, "true: move the content that lies there back into the region")
 
 
-@dataclass(frozen=True, slots=True)
-class RegionSettings:
+class RegionSettings(Struct, frozen=True):
     """A region. Its path is absolute, with symlinks and `..` as in the file. classes: its tiers, by storage class."""
 
     name: str
@@ -54,11 +77,10 @@ class RegionSettings:
         "auto",
         "auto | private | link: may stored versions share blocks with the files people see",
     )
-    classes: Mapping[str, ClassSettings] = field(default_factory=dict)
+    classes: Mapping[str, ClassSettings] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointSettings:
+class EndpointSettings(Struct, frozen=True):
     """A region that is an S3 service: its buckets take replicas, and are no trees."""
 
     name: str
@@ -77,8 +99,7 @@ class EndpointSettings:
     puts: int = _setting(kinds.whole(1, 1024), 64, "requests at once")
 
 
-@dataclass(frozen=True, slots=True)
-class HostSettings:
+class HostSettings(Struct, frozen=True):
     """A region on another machine, served there by `fsrepl agent`: its buckets take replicas."""
 
     name: str
@@ -102,8 +123,7 @@ class HostSettings:
         return str(self.place)
 
 
-@dataclass(frozen=True, slots=True)
-class Capture:
+class Capture(Struct, frozen=True):
     """Capture of changes as versions."""
 
     settle_ms: int = _setting(
@@ -129,8 +149,7 @@ class Capture:
     rescan_s: float = _setting(kinds.number(0.1, kinds.YEAR_S), 3600, "look at every file again after this long")
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicationSettings:
+class ReplicationSettings(Struct, frozen=True):
     """Replication of versions. A limit of 0 means no limit."""
 
     limit_bytes_s: int = _setting(kinds.rate, "0", 'all transfers together, such as "50MiB/s"; "0": no limit', "limit")
@@ -141,8 +160,7 @@ class ReplicationSettings:
     retry_max_s: float = _setting(kinds.number(0.1, kinds.YEAR_S), 300, "the longest wait between two tries")
 
 
-@dataclass(frozen=True, slots=True)
-class Scrub:
+class Scrub(Struct, frozen=True):
     """The interval at which stored versions are read and compared with their hashes. An every_s of 0 means never."""
 
     every_s: int = _setting(
@@ -156,8 +174,7 @@ class Scrub:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class LifecycleSettings:
+class LifecycleSettings(Struct, frozen=True):
     """Moves of content to the disk of its storage class. A limit of 0 means no limit."""
 
     limit_bytes_s: int = _setting(
@@ -165,8 +182,7 @@ class LifecycleSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Safety:
+class Safety(Struct, frozen=True):
     """Limits beyond which deletions look like a mistake. Source: region/brake.py."""
 
     delete_share: float = _setting(
@@ -174,8 +190,7 @@ class Safety:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Events:
+class Events(Struct, frozen=True):
     """Receivers of S3's replication events in addition to events.jsonl. Empty: none."""
 
     command: tuple[str, ...] = _setting(
@@ -187,16 +202,14 @@ class Events:
     max_bytes: int = _setting(kinds.size, "16MiB", "events.jsonl starts anew at this size")
 
 
-@dataclass(frozen=True, slots=True)
-class Metrics:
+class Metrics(Struct, frozen=True):
     """The endpoint or file with metrics for Prometheus. None: not offered."""
 
     listen: tuple[str, int] | None = _setting(kinds.listen, "", 'an endpoint, such as "127.0.0.1:9750"')
     textfile: Path | None = _setting(kinds.optional_path, "", "a file for node_exporter, such as /path/fsrepl.prom")
 
 
-@dataclass(frozen=True, slots=True)
-class Console:
+class Console(Struct, frozen=True):
     """The web console, `fsrepl console`. listen None: only at the Unix socket in the site's state."""
 
     listen: tuple[str, int] | None = _setting(
@@ -212,8 +225,7 @@ class Console:
     read_only: bool = _setting(kinds.flag, False, "show everything, change nothing")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """All settings of fsrepl.toml. Sizes are bytes, rates bytes per second, durations seconds; paths are absolute."""
 
     path: Path
@@ -228,9 +240,9 @@ class Settings:
     events: Events = Events()
     metrics: Metrics = Metrics()
     console: Console = Console()
-    endpoints: Mapping[str, EndpointSettings] = field(default_factory=dict)
+    endpoints: Mapping[str, EndpointSettings] = msgspec.field(default_factory=dict)
     """The regions that are S3 services; `regions` has those that are directories."""
-    hosts: Mapping[str, HostSettings] = field(default_factory=dict)
+    hosts: Mapping[str, HostSettings] = msgspec.field(default_factory=dict)
     """The regions on other machines."""
 
     @property
@@ -244,7 +256,7 @@ class Settings:
         return self.path.parent / "roles"
 
 
-TABLES: Mapping[str, type[Any]] = {
+TABLES: Mapping[str, type[Struct]] = {
     "capture": Capture,
     "replication": ReplicationSettings,
     "scrub": Scrub,
@@ -269,6 +281,9 @@ ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
 REGION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
-def settings_of(table: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+@functools.cache
+def settings_of(table: type[Struct]) -> Mapping[str, Setting]:
     """The settings of a table, by name in the file."""
-    return {f.metadata["name"] or f.name: f for f in dataclasses.fields(table) if f.metadata}
+    found = [(each.name, each.default_factory) for each in fields(table)]
+    settings = [replace(s, name=s.name or field, field=field) for field, s in found if isinstance(s, Setting)]
+    return {setting.name: setting for setting in settings}

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from fsrepl.settings.toml import quoted
 
@@ -27,8 +28,7 @@ _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
 YEAR_S = 366 * 86400
 
 
-@dataclass(frozen=True, slots=True)
-class KeepFree:
+class KeepFree(Struct, frozen=True):
     """Space of a filesystem to keep free for its users: a fraction, or a number of bytes."""
 
     fraction: float = 0.0
@@ -159,8 +159,7 @@ def url(value: object) -> str:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(Struct, frozen=True):
     """Where the credentials of an S3 service come from: `env`, `profile` or `file`. name: the profile, or the path."""
 
     source: str
@@ -186,8 +185,7 @@ def service(value: object) -> str:
     return found.rstrip("/")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """A directory on another machine. user: "" for OpenSSH's choice; port: 0 for its choice. path is absolute."""
 
     user: str

@@ -6,7 +6,6 @@ section 4.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import itertools
@@ -17,6 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.errors import Usage
 from fsrepl.settings import (
@@ -37,7 +39,7 @@ from fsrepl.settings import (
 from fsrepl.settings.kinds import Kind
 from fsrepl.settings.toml import Keys, quoted, statements, title_of
 
-Table = TypeVar("Table")
+Table = TypeVar("Table", bound=Struct)
 
 SYSTEM = Path("/etc/fsrepl") / FILE
 SYSTEM_STATE = Path("/var/lib/fsrepl")
@@ -83,14 +85,14 @@ class _Text:
         return Path(os.path.join(self.path.parent, found)) if isinstance(found, Path) else found
 
     def read(self, keys: Keys, value: object, into: type[Table], **more: object) -> Table:
-        """One table as its dataclass. more: fields that do not come from the table."""
+        """One table as its Struct. more: fields that do not come from the table."""
         known, given = settings_of(into), dict(more)
         for name, setting in self.table(keys, value).items():
             if name not in known:
                 raise self.unknown((*keys, name), known, setting)
-            given[known[name].name] = self.value((*keys, name), known[name].metadata["kind"], setting)
-        for name, setting_field in known.items():
-            if setting_field.default is dataclasses.MISSING and setting_field.name not in given:
+            given[known[name].field] = self.value((*keys, name), known[name].kind, setting)
+        for name, one in known.items():
+            if one.is_required and one.field not in given:
                 raise self.wrong(keys, f'[{title_of(keys)}] needs a {name}: {name} = "..."')
         return into(**given)
 
@@ -177,7 +179,7 @@ def _endpoint(path: Path, found: EndpointSettings) -> EndpointSettings:
     if found.credentials.source != "file":
         return found
     name = os.path.join(path.parent, found.credentials.name)
-    return dataclasses.replace(found, credentials=dataclasses.replace(found.credentials, name=name))
+    return replace(found, credentials=replace(found.credentials, name=name))
 
 
 def _region(file: _Text, keys: Keys, table: dict[str, object]) -> RegionSettings:

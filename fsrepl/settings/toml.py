@@ -6,14 +6,14 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 Keys = tuple[str, ...]
 """The path of a value in the file: ("capture", "settle_ms"), ("regions", "us-east-1", "path")."""
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(Struct, frozen=True):
     """A header, an assignment, or a line without either: lines first to end, end excluded."""
 
     first: int

@@ -8,13 +8,12 @@ Source: design.md, sections 2 and 3 (G8, G9).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import socket
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from fsrepl.errors import FsreplError, Refused, Usage, reason
 from fsrepl.link.frames import INLINE_MAX_BYTES, Hello
@@ -89,7 +88,7 @@ class Site:
     def introduce(self, host: Host) -> Hello:
         """The first frame for the agent of a region on another machine."""
         found, place = self.settings, host.settings.place
-        limited = dataclasses.replace(
+        limited = replace(
             found.replication,
             limit_bytes_s=0,
             large_file_bytes=min(found.replication.large_file_bytes, INLINE_MAX_BYTES),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 import tomllib
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import asdict, replace
 
 from fsrepl import settings, temporary
 from fsrepl.commands.settings_text import add_region, move_region, remove_region, render
@@ -33,26 +33,26 @@ def test_a_file_of_regions_has_the_defaults_of_the_design() -> None:
         "us": settings.RegionSettings("us", Path("/site/us"), "auto"),
         "eu": settings.RegionSettings("eu", Path("/mnt/eu"), "link"),
     }
-    assert dataclasses.asdict(found.capture) == {
+    assert asdict(found.capture) == {
         "settle_ms": 50,
         "temporary": temporary.PATTERNS,
         "temporary_settle_s": 2,
-        "keep_free": {"fraction": 0.05, "size_bytes": 0},
+        "keep_free": KeepFree(fraction=0.05),
         "open_quiet_s": 30,
         "open_max_s": 600,
         "rescan_s": 3600,
     }
-    assert dataclasses.asdict(found.replication) == {
+    assert asdict(found.replication) == {
         "limit_bytes_s": 0,
         "large_file_bytes": 8 << 20,
         "workers": 4,
         "retry_max_s": 300,
     }
-    assert dataclasses.asdict(found.scrub) == {"every_s": 30 * 86400, "limit_bytes_s": 20 << 20}
-    assert dataclasses.asdict(found.lifecycle) == {"limit_bytes_s": 100 << 20}
-    assert dataclasses.asdict(found.safety) == {"delete_share": 0.5}
-    assert dataclasses.asdict(found.events) == {"command": (), "webhook": "", "max_bytes": 16 << 20}
-    assert dataclasses.asdict(found.metrics) == {"listen": None, "textfile": None}
+    assert asdict(found.scrub) == {"every_s": 30 * 86400, "limit_bytes_s": 20 << 20}
+    assert asdict(found.lifecycle) == {"limit_bytes_s": 100 << 20}
+    assert asdict(found.safety) == {"delete_share": 0.5}
+    assert asdict(found.events) == {"command": (), "webhook": "", "max_bytes": 16 << 20}
+    assert asdict(found.metrics) == {"listen": None, "textfile": None}
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_moving_a_region_changes_its_path_and_nothing_else() -> None:
 def test_regions_are_edited_however_they_are_written(text: str) -> None:
     before = parse(text, SITE)
     more = add_region(text, "ap", "ap")
-    assert parse(more, SITE) == dataclasses.replace(
+    assert parse(more, SITE) == replace(
         before, regions={**before.regions, "ap": settings.RegionSettings("ap", Path("/site/ap"), "auto")}
     )
     moved = parse(move_region(more, "us", "us2"), SITE)

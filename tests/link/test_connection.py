@@ -8,12 +8,12 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 import fsrepl
 from fsrepl.errors import Away, FsreplError, Unavailable

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fsrepl import settings
 from fsrepl.commands import doctor, doctor_facts, services, sites, status, why
@@ -81,7 +81,7 @@ def test_credentials_in_a_file(tmp_path: Path, service: Service, monkeypatch: py
     path = tmp_path / "keys"
     path.write_text("[default]\naws_access_key_id = AKIAFILE\naws_secret_access_key = secret\n")
     path.chmod(0o644)
-    found = dataclasses.replace(service.client().settings, credentials=Credentials("file", str(path)))
+    found = replace(service.client().settings, credentials=Credentials("file", str(path)))
     with pytest.raises(Exception, match=f"others may read its credentials: `chmod 600 {path}`"):
         client.Client(found).call("list_buckets")
     path.chmod(0o600)
