@@ -96,6 +96,7 @@ class Worker(Attaching):
             queue.backlog.close()
         self.queues.clear()
         self.outcomes.clear()
+        self.pages_held.clear()
         for region in self.regions.values():
             region.post(Requeue())
 

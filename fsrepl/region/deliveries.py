@@ -15,7 +15,7 @@ from fsrepl.model.address import region_of
 from fsrepl.model.version import DeliveryRecord, Status, Version
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.mailbox import StartOver, TakeMore, TakeOver, WakeBacklog
-from fsrepl.region.overflow import LIVE_MAX, PAGE
+from fsrepl.region.overflow import LIVE_MAX, PAGE, UNRECORDED_MAX
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.s3 import rules
@@ -171,8 +171,12 @@ def _fail_orphaned(region: Region, state: BucketState, destination: str) -> froz
 def hand_over_more(region: Region, source: str, destination: str, after: Delivery | None) -> None:
     """Hand over the next page of a source's pending deliveries to a destination, which has room for them again.
 
-    An outcome that is not recorded yet is pending in the journal still, and is not delivered again.
+    An outcome that is not recorded yet is pending in the journal still, and is not delivered again. Where there are
+    many of these, the page waits until they are recorded: destinations may be faster than their source.
     """
+    if region.outcomes.count(source) > UNRECORDED_MAX:
+        region.pages_held[source, destination] = after
+        return
     other = region.receivers.get(region_of(destination))
     if other is None or source not in region.engine.site.buckets:
         return  # nothing waits there any more
@@ -185,6 +189,14 @@ def hand_over_more(region: Region, source: str, destination: str, after: Deliver
     wanted = [each for each in page if (each.key, each.id) not in reported]
     group = _by_region(region, wanted).get(other, [])
     other.post(TakeMore(source, destination, group, page[-1] if len(page) == PAGE else None))
+
+
+def hand_over_held(region: Region) -> None:
+    """Hand over the pages that waited for outcomes to be recorded, where these are few now."""
+    for (source, destination), after in list(region.pages_held.items()):
+        if region.outcomes.count(source) <= UNRECORDED_MAX:
+            del region.pages_held[source, destination]
+            hand_over_more(region, source, destination, after)
 
 
 def _send_backlog(region: Region, state: BucketState) -> None:

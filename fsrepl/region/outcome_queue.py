@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from fsrepl.region.rotation import Rotation
 from fsrepl.storage.journal.rows import Outcome
 
-_BATCH = 512
+_BATCH, _BATCH_MAX, _SHARE = 512, 4096, 4
+"""How many outcomes are recorded at once: a fourth of what waits, within these. So the queue gets no longer than four
+times what comes in meanwhile, however many destinations report to it."""
 _LATE_S, _LATE_MAX_S = 0.2, 15.0
 
 
@@ -27,7 +29,7 @@ class OutcomeQueue:
     def add(self, outcomes: Iterable[Outcome]) -> None:
         self._new.extend(outcomes)
 
-    def take(self, now_s: float, limit: int = _BATCH) -> list[Outcome]:
+    def take(self, now_s: float) -> list[Outcome]:
         """Take the outcomes to record now: round robin between sources, and all late ones when these are due."""
         while self._new:
             outcome = self._new.popleft()
@@ -35,6 +37,7 @@ class OutcomeQueue:
                 self._waiting[source] = deque()
             self._waiting[source].append(outcome)
         waiting = {source: len(outcomes) for source, outcomes in self._waiting.items()}
+        limit = max(_BATCH, min(_BATCH_MAX, sum(waiting.values()) // _SHARE))
         shares = self._rotation.shares(waiting, limit, now_s)
         outcomes = [self._waiting[source].popleft() for source, share in shares.items() for _ in range(share)]
         self._waiting = {source: left for source, left in self._waiting.items() if left}
@@ -55,6 +58,11 @@ class OutcomeQueue:
         waiting = self._waiting.get(source, ())
         every = (each.delivery for each in (*self._new.copy(), *waiting, *self._late))
         return {(each.key, each.id) for each in every if (each.source, each.destination) == (source, destination)}
+
+    def count(self, source: str) -> int:
+        """How many outcomes of one source are not recorded yet; those that came just now count for every source."""
+        late = sum(each.delivery.source == source for each in self._late)
+        return len(self._new) + len(self._waiting.get(source, ())) + late
 
     def retry_late(self) -> None:
         self._late_at_s = 0.0

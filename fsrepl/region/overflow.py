@@ -16,6 +16,8 @@ LIVE_MAX = 10_000
 AGAIN_MAX = 5_000
 """The most deliveries to be tried again, which so take no room from new ones; and the most that wait for that time."""
 PAGE = 4_000
+UNRECORDED_MAX = 10_000
+"""A source with more outcomes than this to record hands over no page until it has recorded them."""
 FEW = 1_000
 """A queue asks for a page where fewer are ready."""
 

@@ -23,7 +23,7 @@ from fsrepl.region.runtime import Runtime
 from fsrepl.region.scan_queue import Scans, Trouble
 from fsrepl.storage import sharing
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.journal.rows import Outcome
+from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
 
@@ -42,6 +42,9 @@ class Region(Receiver, Sources):
         self.receivers = receivers
         """All regions that take deliveries, by name: these, and those that are S3 services."""
         self.outcomes = outcome_queue.OutcomeQueue()
+        self.pages_held: dict[tuple[str, str], Delivery | None] = {}
+        """Pages of pending deliveries that wait for outcomes to be recorded, by source and destination: the delivery
+        that each follows. See deliveries.hand_over_more."""
         self.states: dict[str, BucketState] = {}
         self._probe_at_s = 0.0
         self.worked_for: set[str] = set()

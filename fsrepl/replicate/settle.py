@@ -46,6 +46,7 @@ def settle_due(region: Region) -> bool:
             region.worked_for.add(source)
             late += _settle_group(region, state, group)
     region.outcomes.put_off(late)
+    deliveries.hand_over_held(region)
     return len(late) < len(outcomes)
 
 

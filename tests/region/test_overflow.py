@@ -13,22 +13,28 @@ from typing import Any
 
 import pytest
 
+from fsrepl.model.version import Status
 from fsrepl.region import brake, deliveries, delivery_queue, overflow
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.outcome_queue import OutcomeQueue
+from fsrepl.region.region import Region
+from fsrepl.replicate import settle
 from fsrepl.storage.journal import deliveries as journal_deliveries
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.deliveries import Deliveries
-from fsrepl.storage.journal.rows import Delivery
+from fsrepl.storage.journal.rows import Delivery, Outcome
 from tests.doubles import FaultyFs
 from tests.world import DESTINATION, SOURCE, World, v2
 
-LIVE_MAX, AGAIN_MAX, PAGE, FEW = 20, 6, 8, 3
+LIVE_MAX, AGAIN_MAX, PAGE, FEW, UNRECORDED_MAX = 20, 6, 8, 3, 10
 FILES = 75
 
 
 @pytest.fixture
 def world(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A world in which a handful of deliveries are many."""
-    for name, number in {"LIVE_MAX": LIVE_MAX, "PAGE": PAGE, "AGAIN_MAX": AGAIN_MAX, "FEW": FEW}.items():
+    few = {"LIVE_MAX": LIVE_MAX, "PAGE": PAGE, "AGAIN_MAX": AGAIN_MAX, "FEW": FEW, "UNRECORDED_MAX": UNRECORDED_MAX}
+    for name, number in few.items():
         monkeypatch.setattr(overflow, name, number)
         for module in (delivery_queue, deliveries):
             monkeypatch.setattr(module, name, number, raising=False)
@@ -236,3 +242,41 @@ def test_a_page_that_could_not_be_read_is_asked_for_again(world: World, monkeypa
     assert not faults[0]
     assert world.tree(SOURCE) == world.tree(DESTINATION)
     assert world.statuses() == {"COMPLETED"}
+
+
+def test_a_destination_is_handed_no_more_than_its_source_can_record(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G11: outcomes wait in memory while their source's records cannot be written, and are limited in number; all of
+    it is delivered and recorded once they can."""
+    write_while_away(world)
+    whole, is_broken = settle.settle, True
+
+    def fails(region: Region, state: BucketState, outcomes: Sequence[Outcome]) -> None:
+        if is_broken:
+            raise OSError(errno.EROFS, "Read-only file system")
+        whole(region, state, outcomes)
+
+    monkeypatch.setattr(settle, "settle", fails)
+    world.back("west")
+    world.settle()
+    outcomes = world.region(SOURCE).outcomes
+    assert UNRECORDED_MAX < outcomes.count(SOURCE) <= UNRECORDED_MAX + LIVE_MAX + PAGE
+    assert len(world.tree(DESTINATION)) < FILES
+    is_broken = False
+    outcomes.retry_late()
+    for _ in range(3):
+        world.settle()
+    assert outcomes.count(SOURCE) == 0
+    assert world.tree(SOURCE) == world.tree(DESTINATION)
+    assert world.statuses() == {"COMPLETED"}
+
+
+@pytest.mark.parametrize(("waiting", "taken"), [(3, 3), (600, 512), (4_000, 1_000), (40_000, 4_096)])
+def test_the_more_outcomes_wait_the_more_are_recorded_at_once(waiting: int, taken: int) -> None:
+    """G11: five destinations report more than a fixed number a turn, and the queue would grow as long as they do."""
+    queue = OutcomeQueue()
+    delivery = Delivery(SOURCE, b"k", "01", DESTINATION, "r", "PENDING", "", 0, 0, False, "", 0)
+    queue.add([Outcome(delivery, Status.COMPLETED, "", None)] * waiting)
+    assert len(queue.take(0.0)) == taken
+    assert queue.count(SOURCE) == waiting - taken
