@@ -25,7 +25,7 @@ STATE = ".fsrepl-site"
 
 
 class Setting(Struct, frozen=True):
-    """What a table says of one of its settings. It is the factory of its field's default, where `settings_of` finds it.
+    """The description of one setting of a table, and the factory of its field's default, where `settings_of` finds it.
 
     kind: the check of its value. toml: its default in TOML, None where it is required. about: its comment. name: its
     name in the file. field: that of its field; both are filled in by `settings_of`.
