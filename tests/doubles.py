@@ -6,10 +6,14 @@ import errno
 import os
 import re
 import sqlite3
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Container
+from types import FrameType
 from typing import Any
 
+import fsrepl
 from fsrepl.capture.watch import NoWatches
+from fsrepl.storage import fs
 from fsrepl.storage.fs import MUTATIONS, Fs
 
 
@@ -39,6 +43,22 @@ _LASTS = re.compile(rb"(large|capture|move)\.")
 """The names of staged files that a start keeps."""
 EACH_CHANGE = bool(os.environ.get("FSREPL_LONG"))
 
+_PROGRAM = os.path.dirname(fsrepl.__file__) + "/"
+Place = tuple[str, ...]
+"""A change, and the three lines of code above it, those of the filesystem's own module left out."""
+
+
+def place_of(change: str) -> Place:
+    """The place in the code that makes a change."""
+    lines: list[str] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and len(lines) < 3:
+        path = frame.f_code.co_filename
+        if path.startswith(_PROGRAM) and path != fs.__file__:
+            lines.append(f"{path.removeprefix(_PROGRAM)}:{frame.f_lineno}")
+        frame = frame.f_back
+    return change, *lines
+
 
 class DyingFs(UnsyncedFs):
     """Another filesystem for a number of changes, then dead, also for clean-up.
@@ -48,16 +68,21 @@ class DyingFs(UnsyncedFs):
     and reads none of the files: a cut between two of these changes leaves something to be swept, as does the cut before
     the change that comes after them. Nor does a change count after one that has failed, or after a sync, since neither
     has changed anything, unless a transaction of the journal came in between. each: all of them count, as they do with
-    FSREPL_LONG=1, on a disk that forgets, and in tests/journeys/test_power_cut.py.
+    FSREPL_LONG=1, on a disk that forgets, and in tests/journeys/test_power_cut.py. but: places at which none counts.
+    place: where it died.
     """
 
     commits: Callable[[], int] = staticmethod(lambda: 0)
     """The number of the journal's transactions so far."""
 
-    def __init__(self, calls: int, other: Fs | None = None, *, each: bool = EACH_CHANGE) -> None:
+    def __init__(
+        self, calls: int, other: Fs | None = None, *, each: bool = EACH_CHANGE, but: Container[Place] = ()
+    ) -> None:  # fmt: skip
         self.calls_left = calls
         self.died = False
         self.died_in = ""
+        self.place: Place = ()
+        self._but = but
         self._each = each or not isinstance(other or self, UnsyncedFs)  # a disk that forgets
         self._was_staged = False
         self._counted_at: int | None = None
@@ -70,7 +95,10 @@ class DyingFs(UnsyncedFs):
         def call(*args: Any, **more: object) -> object:
             is_staged = not self.died and not self._each and _is_staged(name, *args)
             if self.died or self._each or self._counts(is_staged):
+                if self._but and not self.died and place_of(name) in self._but:
+                    return real(*args, **more)
                 if self.calls_left <= 0:
+                    self.place = self.place or place_of(name)
                     self.died = True
                     self.died_in = self.died_in or name
                     raise PowerCut(name)
@@ -99,10 +127,14 @@ def _is_staged(change: str, *args: Any) -> bool:
 
 
 class FailingFs(UnsyncedFs):
-    """One change fails with an errno: the nth, or from the nth on every one."""
+    """One change fails with an errno: the nth, or from the nth on every one. but, place: as with DyingFs."""
 
-    def __init__(self, calls: int, number: int = errno.EIO, *, for_ever: bool = False) -> None:
+    def __init__(
+        self, calls: int, number: int = errno.EIO, *, for_ever: bool = False, but: Container[Place] = ()
+    ) -> None:
         self.calls_left, self.number, self.for_ever = calls, number, for_ever
+        self.place: Place = ()
+        self._but = but
         self.failed = 0
         self.failed_in = ""
         for name in MUTATIONS:
@@ -114,8 +146,11 @@ class FailingFs(UnsyncedFs):
 
     def _counted(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **more: object) -> object:
+            if self._but and place_of(name) in self._but:
+                return real(*args, **more)
             self.calls_left -= 1
             if self.calls_left == -1 or (self.for_ever and self.calls_left < 0):
+                self.place = self.place or place_of(name)
                 self.failed += 1
                 self.failed_in = self.failed_in or name
                 raise OSError(self.number, os.strerror(self.number))

@@ -11,7 +11,7 @@ import pytest
 
 from fsrepl.capture import ingest
 from fsrepl.replicate import deliver
-from tests.doubles import DyingFs, PowerCut
+from tests.doubles import DyingFs, FailingFs, Place, PowerCut
 from tests.world import World
 
 _ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
@@ -67,3 +67,20 @@ def test_the_cuts_that_are_left_out_leave_no_disk_that_another_does_not_leave(
     every, some = disks(memory, each=True), disks(memory, each=False)
     assert set(every) == set(some)
     assert len(some) < 0.6 * len(every)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_changes_at_known_places_do_not_count(memory: Path, *, is_cut: bool) -> None:
+    """A case of a test leaves out the places at which another case has been stopped, and no other."""
+    known: list[Place] = []
+    for number in range(5):
+        with World(memory / str(number)) as world:
+            world.write("k", b"one")
+            fs = DyingFs(0, each=True, but=known) if is_cut else FailingFs(0, but=known)
+            world.restart(fs=fs)
+            with contextlib.suppress(PowerCut):
+                world.settle()
+        assert len(fs.place) == 4
+        assert fs.place[0] == (fs.died_in if isinstance(fs, DyingFs) else fs.failed_in)
+        assert fs.place not in known
+        known.append(fs.place)
