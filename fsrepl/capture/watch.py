@@ -22,13 +22,16 @@ from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.region.change_queue import (
+    ARRIVED,
+    CHANGED,
     CLOSED,
     CONTENT,
+    GONE,
+    MOVED,
     WRITING,
     ChangeQueue,
     DirectoryEvent,
     WatchLimit,
-    directory_flags,
 )
 from fsrepl.region.subtrees import Directory, Subtrees
 
@@ -49,8 +52,25 @@ _MASK = Mask(
 _CONTENTS_MASK = Mask(In.IN_MODIFY | In.IN_CLOSE_WRITE | In.IN_ONLYDIR | In.IN_EXCL_UNLINK)
 """The daemon itself writes contents elsewhere, and renames them into place."""
 _BARRIER_MASK = Mask(In.IN_CREATE | In.IN_ONLYDIR)
+_LEFT = Mask(In.IN_DELETE | In.IN_MOVED_FROM)
 _BUFFER_BYTES = 1 << 20
 _PAUSE_S = 0.005
+
+
+def _file_flag(mask: int) -> int:
+    """The flag of a queued key for an inotify event of a file."""
+    if mask & In.IN_CLOSE_WRITE:
+        return CLOSED
+    if mask & In.IN_MOVED_TO:
+        return MOVED
+    return GONE if mask & _LEFT else CHANGED if mask & In.IN_ATTRIB else WRITING
+
+
+def _directory_flags(mask: int) -> int:
+    """Flags for an inotify event of a directory."""
+    if mask & In.IN_MOVED_FROM:
+        return GONE | MOVED
+    return GONE if mask & In.IN_DELETE else CHANGED if mask & In.IN_ATTRIB else ARRIVED
 
 
 class InotifyWatcher(InotifyFD):
@@ -112,9 +132,9 @@ class InotifyWatcher(InotifyFD):
                 if not name:
                     continue  # an event of the watched directory itself: the watch above it reports it by name
                 if not mask & In.IN_ISDIR:
-                    changes.event(address, prefix + name, name, mask, now_s, self.epoch)
+                    changes.event(address, prefix + name, name, _file_flag(mask), now_s, self.epoch)
                 elif prefix or name != keys.RESERVED:
-                    flags = directory_flags(mask)
+                    flags = _directory_flags(mask)
                     changes.directories.append(DirectoryEvent(address, prefix + name, flags, self.epoch))
         finally:
             if held is not None:

@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct, field
-from watchdog.observers.inotify_c import InotifyConstants as In
-from watchdog.observers.inotify_c import Mask
 
 from fsrepl.model import keys
 from fsrepl.region.rotation import Rotation
@@ -33,7 +31,6 @@ CLOSED, MOVED, GONE, CHANGED, WRITING, FOUND, ARRIVED, NAMED, CONTENT = 1, 2, 4,
 another name of its file changed; its content in a tier was written into."""
 
 _WRITTEN = CLOSED | MOVED | WRITING | FOUND | ARRIVED
-_LEFT = Mask(In.IN_DELETE | In.IN_MOVED_FROM)
 
 
 KEYS_MAX = 50_000
@@ -58,13 +55,6 @@ class DirectoryEvent(NamedTuple):
     path: bytes
     flags: int
     epoch: int
-
-
-def directory_flags(mask: int) -> int:
-    """Flags for an inotify event of a directory."""
-    if mask & In.IN_MOVED_FROM:
-        return GONE | MOVED
-    return GONE if mask & In.IN_DELETE else CHANGED if mask & In.IN_ATTRIB else ARRIVED
 
 
 class WatchLimit(Exception):
@@ -166,8 +156,8 @@ class ChangeQueue:
 
     # -- adding
 
-    def event(self, address: str, key: bytes, name: bytes, mask: int, now_s: float, epoch: int) -> None:
-        """Add one inotify event of a file. The caller holds the guard."""
+    def event(self, address: str, key: bytes, name: bytes, flag: int, now_s: float, epoch: int) -> None:
+        """Add one event of a file: CLOSED, MOVED, GONE, CHANGED or WRITING. The caller holds the guard."""
         bucket = self._buckets.get(address)
         if bucket is None:
             bucket = self._buckets[address] = _Bucket()
@@ -182,20 +172,18 @@ class ChangeQueue:
             bucket.settling.pop(key, None)
             bucket.temporary.pop(key, None)
         queue = bucket.temporary if change.temporary else bucket.settling
-        if mask & In.IN_CLOSE_WRITE:
+        if flag == CLOSED:
             change.flags = (change.flags | CLOSED) & ~WRITING
-        elif mask & In.IN_MOVED_TO:
+        elif flag == MOVED:
             change.flags = (change.flags | MOVED) & ~(WRITING | CLOSED)
             if not change.temporary:
                 queue = bucket.ready
-        elif mask & _LEFT:
+        elif flag == GONE:
             bucket.gone += not change.flags & GONE
             change.flags = (change.flags | GONE) & ~(WRITING | CLOSED | MOVED)
             queue = bucket.settling  # whatever its name, nothing more can happen to the file
-        elif mask & In.IN_ATTRIB:
-            change.flags |= CHANGED
         else:
-            change.flags |= WRITING
+            change.flags |= flag
         if now_s - change.first_s >= self._changing_max_s:
             queue = bucket.ready  # events keep coming
         if key not in bucket.ready:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from watchdog.observers.inotify_c import InotifyConstants as In
 
 from fsrepl.capture import look
 from fsrepl.capture.look import Seen
@@ -326,7 +325,7 @@ def test_an_edit_of_metadata_reads_no_content(tmp_path: Path, size: int) -> None
         world.settle()
         changes, state, now_s = world.region().changes, world.state(), time.monotonic()
         world.path("k").chmod(0o640)
-        changes.event(SOURCE, b"k", b"k", In.IN_ATTRIB, now_s - 60, 0)
+        changes.event(SOURCE, b"k", b"k", CHANGED, now_s - 60, 0)
         fs.read_bytes = 0
         world.engine.run_until_idle()
         (version,) = world.history(SOURCE)[b"k"]
@@ -336,7 +335,7 @@ def test_an_edit_of_metadata_reads_no_content(tmp_path: Path, size: int) -> None
         assert state.deferred == {}
         with world.path("k").open("r+b") as file:
             file.write(b"b")
-            changes.event(SOURCE, b"k", b"k", In.IN_ATTRIB, now_s - 60, 0)
+            changes.event(SOURCE, b"k", b"k", CHANGED, now_s - 60, 0)
         state.copy_again_at_s.clear()  # a large file waits after it was copied
         world.engine.run_until_idle()
         assert len(contents(world, "k")) == 2
@@ -365,13 +364,13 @@ def test_a_removal_that_the_daemon_made_is_not_looked_at_again(world: World, mon
     changes = world.region().changes
     with monkeypatch.context() as patch:
         patch.setattr(look, "look", None)
-        changes.event(SOURCE, b"k", b"k", In.IN_MOVED_FROM, time.monotonic() - 60, 0)
+        changes.event(SOURCE, b"k", b"k", GONE, time.monotonic() - 60, 0)
         world.region().take_turn()
         assert (changes.count(SOURCE), world.state().set_aside) == (0, {})
     world.unlink("other")
-    for key, mask in ((b"other", In.IN_DELETE), (b"k", In.IN_MOVED_FROM)):
-        changes.event(SOURCE, key, key, mask, time.monotonic() - 60, 0)
+    for key in (b"other", b"k"):
+        changes.event(SOURCE, key, key, GONE, time.monotonic() - 60, 0)
     world.write("k", b"made anew")
-    changes.event(SOURCE, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic() - 60, 0)
+    changes.event(SOURCE, b"k", b"k", CLOSED, time.monotonic() - 60, 0)
     world.region().take_turn()
     assert [world.current(key).marker for key in ("k", "other")] == [False, True]

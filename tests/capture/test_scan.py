@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from watchdog.observers.inotify_c import InotifyConstants as In
 
 from fsrepl.capture import scan as scans
 from fsrepl.capture import schedule
@@ -21,7 +20,7 @@ from fsrepl.capture.scan import advance
 from fsrepl.model import keys
 from fsrepl.model.view import view_of
 from fsrepl.region import change_queue
-from fsrepl.region.change_queue import GONE, ChangeQueue
+from fsrepl.region.change_queue import CLOSED, GONE, ChangeQueue
 from fsrepl.region.scan_queue import Scan, Trouble
 from fsrepl.settings import Capture
 from fsrepl.storage.bucket import OpenBucket
@@ -234,7 +233,7 @@ def test_events_that_find_no_room_lead_to_a_scan(memory: Path, monkeypatch: pyte
         for number in range(30):
             name = b"f%02d" % number
             world.write(name.decode(), b"x")
-            changes.event(SOURCE, name, name, In.IN_CLOSE_WRITE, 0.0, world.engine.epoch)
+            changes.event(SOURCE, name, name, CLOSED, 0.0, world.engine.epoch)
         assert changes.count(SOURCE) == 8
         assert changes.is_lost(SOURCE, world.engine.epoch + 1)
         assert not changes.is_lost(DESTINATION)

@@ -8,10 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from watchdog.observers.inotify_c import InotifyConstants as In
 
 from fsrepl.capture.watch import InotifyWatcher
-from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, GONE, MOVED, Change, ChangeQueue, DirectoryEvent
+from fsrepl.region.change_queue import (
+    ARRIVED,
+    CHANGED,
+    CLOSED,
+    FOUND,
+    GONE,
+    MOVED,
+    WRITING,
+    Change,
+    ChangeQueue,
+    DirectoryEvent,
+)
 from fsrepl.settings import Capture
 from fsrepl.storage.fs import Fs
 from tests.waiting import until
@@ -124,9 +134,9 @@ def test_a_key_with_constant_events_is_ready_after_open_max_s() -> None:
     changes = ChangeQueue(lambda: None, Capture(settle_ms=1000, open_max_s=10))
     start_s = time.monotonic()
     for tenths in range(0, 100, 5):
-        changes.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, start_s + tenths / 10, 0)
+        changes.event(ADDRESS, b"k", b"k", CLOSED, start_s + tenths / 10, 0)
         assert changes.take(1) == []
-    changes.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, start_s + 10, 0)
+    changes.event(ADDRESS, b"k", b"k", CLOSED, start_s + 10, 0)
     (change,) = changes.take(1)
     assert change.since_s == start_s
 
@@ -134,7 +144,7 @@ def test_a_key_with_constant_events_is_ready_after_open_max_s() -> None:
 def test_a_scan_does_not_hide_that_a_key_was_marked_before(watched: Watched) -> None:
     """Section 5, wait: a key counts from the earliest barrier before which a change of it was noticed."""
     changes = watched.changes
-    changes.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 7)
+    changes.event(ADDRESS, b"k", b"k", CLOSED, time.monotonic(), 7)
     changes.add(ADDRESS, [b"k"], 3)
     assert changes.is_waiting(ADDRESS, 4)
 
@@ -144,11 +154,11 @@ def test_a_file_that_is_written_without_end_is_ready_during_a_wait() -> None:
     changes = ChangeQueue(lambda: None, Capture(settle_ms=50, temporary_settle_s=2))
     now_s = time.monotonic()
     for key, since_s in ((b"log", now_s - 1), (b"log.tmp", now_s - 3), (b"new.tmp", now_s - 1)):
-        changes.event(ADDRESS, key, key, In.IN_MODIFY, since_s, 0)
-        changes.event(ADDRESS, key, key, In.IN_MODIFY, now_s, 0)
+        changes.event(ADDRESS, key, key, WRITING, since_s, 0)
+        changes.event(ADDRESS, key, key, WRITING, now_s, 0)
     assert changes.take(10) == []
     changes.flush_settling(ADDRESS)
-    changes.event(ADDRESS, b"log", b"log", In.IN_MODIFY, now_s, 0)
+    changes.event(ADDRESS, b"log", b"log", WRITING, now_s, 0)
     assert {change.key for change in changes.take(10)} == {b"log", b"log.tmp"}
 
 
@@ -156,7 +166,7 @@ def test_waiting_for_one_bucket_hurries_no_other() -> None:
     """Section 5, wait: files that settle in other buckets of the region keep their delay."""
     changes = ChangeQueue(lambda: None, Capture(settle_ms=50_000))
     for address in (ADDRESS, "east/other"):
-        changes.event(address, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 0)
+        changes.event(address, b"k", b"k", CLOSED, time.monotonic(), 0)
     changes.flush_settling(ADDRESS)
     assert [change.address for change in changes.take(10)] == [ADDRESS]
     assert changes.is_queued("east/other", b"k")
@@ -167,7 +177,7 @@ def test_what_was_taken_and_not_looked_at_is_first_again() -> None:
     changes = ChangeQueue(lambda: None, Capture(settle_ms=50_000))
     changes.add(ADDRESS, [b"a", b"b", b"c"], 3)
     taken = changes.take(2)
-    changes.event(ADDRESS, b"b", b"b", In.IN_CLOSE_WRITE, time.monotonic(), 5)
+    changes.event(ADDRESS, b"b", b"b", CLOSED, time.monotonic(), 5)
     changes.put_back(taken)
     assert changes.has_found(ADDRESS)
     assert changes.is_waiting(ADDRESS, 4, b"b")
