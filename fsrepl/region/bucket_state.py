@@ -26,6 +26,7 @@ from fsrepl.storage.bucket_documents import Documents
 from fsrepl.storage.early_copy import EarlyCopy
 from fsrepl.storage.journal.rows import Classed, Delivery
 from fsrepl.storage.remembered import Keeper
+from fsrepl.storage.walk import Uncompared
 
 
 class Resting(Struct, frozen=True):
@@ -81,14 +82,6 @@ class Damaged(Struct, frozen=True):
     key: bytes
     id: str
     marker: bool = False
-
-
-class Uncompared(Struct, frozen=True):
-    """A directory of the store that is still to be compared with the journal, and that of the keys whose versions it
-    has."""
-
-    path: bytes
-    directory: bytes
 
 
 class LifecycleRun(Struct):

@@ -17,13 +17,12 @@ from collections.abc import Collection, Iterator
 from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import attributes, keys
 from fsrepl.model.version import NULL, Version
-from fsrepl.region.bucket_state import Uncompared
 from fsrepl.repair import rebuild, settled
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import FileType
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.walk import VANISHED, Directory, Walk, directories
+from fsrepl.storage.walk import VANISHED, Directory, Uncompared, Walk, directories
 
 log = logging.getLogger("fsrepl")
 

@@ -17,11 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from fsrepl.model import keys
-from fsrepl.region.bucket_state import Uncompared
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import read_intents
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.walk import VANISHED, Directory, Walk, directories
+from fsrepl.storage.walk import VANISHED, Directory, Uncompared, Walk, directories
 from fsrepl.views.directories import with_parents
 
 NOTE_S = 5.0

@@ -44,6 +44,14 @@ class Directory(Struct, frozen=True):
         return [name for name, kind in self.entries if kind in kinds]
 
 
+class Uncompared(Struct, frozen=True):
+    """A directory of the store that is still to be compared with the journal, and that of the keys whose versions it
+    has."""
+
+    path: bytes
+    directory: bytes
+
+
 class Walk(Struct):
     """The rest of a walk. todo: the directories to read, the last first, relative to the top of the tree.
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from fsrepl.daemon.worker import Worker
-from fsrepl.region.bucket_state import Uncompared
 from fsrepl.repair import reconcile, settled
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import Entry, Fs
 from fsrepl.storage.intents import Act, Intent, write_intents
+from fsrepl.storage.walk import Uncompared
 from tests.site import Site
 from tests.waiting import until
 from tests.world import SOURCE, World
