@@ -159,27 +159,32 @@ class Performer:
         return task.done, task.total
 
     def _perform(self, request: Request) -> dict[str, Any]:
-        from fsrepl.commands import operations
+        if self._engine is None and (answer := self._ask_or_lock(request)) is not None:
+            return answer
+        from fsrepl.commands import operations  # which all operations need: a running daemon has loaded them already
 
         if self._engine is None:
-            found = state().settings
-            until_s = time.monotonic() + WAIT_S
-            lock = Lock(found.state)
-            while True:
-                try:
-                    return control.ask(found.state, request)
-                except NotRunning:
-                    if uid := owner(found):  # files that root creates there would lock that user out
-                        raise Refused(
-                            "AccessDenied",
-                            f"this site belongs to uid {uid}, and its daemon is not running; run this as that user",
-                        ) from None
-                    if lock.try_acquire():
-                        break
-                lock.wait(until_s)  # a daemon is starting or stopping, or another command runs
-            self._kept.enter_context(lock)
             self._engine = self._kept.enter_context(operations.local_engine(state().checked_settings))
         return operations.run(self._engine, request)
+
+    def _ask_or_lock(self, request: Request) -> dict[str, Any] | None:
+        """The daemon's answer; None where none runs, and this process now keeps the site's lock."""
+        found = state().settings
+        until_s = time.monotonic() + WAIT_S
+        lock = Lock(found.state)
+        while True:
+            try:
+                return control.ask(found.state, request)
+            except NotRunning:
+                if uid := owner(found):  # files that root creates there would lock that user out
+                    raise Refused(
+                        "AccessDenied",
+                        f"this site belongs to uid {uid}, and its daemon is not running; run this as that user",
+                    ) from None
+                if lock.try_acquire():
+                    self._kept.enter_context(lock)
+                    return None
+            lock.wait(until_s)  # a daemon is starting or stopping, or another command runs
 
     def __enter__(self) -> Performer:
         return self

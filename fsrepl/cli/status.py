@@ -39,7 +39,6 @@ def status(
     json: Json = False,
 ) -> None:
     """Show daemon, buckets, rules, lag, transfers and failures."""
-    from fsrepl.cli import status_screen
     from fsrepl.commands import reader
     from fsrepl.commands import status as statuses
 
@@ -53,6 +52,8 @@ def status(
         return statuses.status(site, reader.with_all_names(site.settings, said) if every_name else said)
 
     if watch and sys.stdout.isatty() and not json:
+        from fsrepl.cli import status_screen
+
         status_screen.watch(now, _REFRESH_S)
     with progress.bar("looking at the buckets"):
         document = now(again=False)
