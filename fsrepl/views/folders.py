@@ -171,11 +171,19 @@ def narrow(bucket: OpenBucket, path: bytes, version: Version, live: Rights) -> b
     kept = narrowed(has.mode, recorded.rights, live)
     if kept == has.mode:
         return False
+    # The record first: cut in between, the directory has its version's rights, and that is no user's change either.
+    foreseen = replace(has, mode=kept)
+    _record(bucket, version, _with_rights(version, foreseen))
     bucket.fs.chmod(fd, kept)
-    now = directories.rights_of(bucket, fd)
-    posix = Posix(stat.S_IFDIR | now.mode, now.uid, now.gid, 0, now.acl, now.default_acl)
-    _record(bucket, version, replace(version.shortfall, posix=posix))
+    if (now := directories.rights_of(bucket, fd)) != foreseen:  # of an ACL, chmod changes the mask
+        _record(bucket, version, _with_rights(version, now))
     return True
+
+
+def _with_rights(version: Version, rights: Rights) -> Shortfall:
+    """The shortfall of a directory that has these rights."""
+    posix = Posix(stat.S_IFDIR | rights.mode, rights.uid, rights.gid, 0, rights.acl, rights.default_acl)
+    return replace(version.shortfall, posix=posix)
 
 
 def narrowed(mode: int, recorded: Rights, live: Rights) -> int:

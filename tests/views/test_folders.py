@@ -16,7 +16,9 @@ from fsrepl.daemon import live
 from fsrepl.model.address import Address
 from fsrepl.model.version import Kind, Status
 from fsrepl.region.change_queue import CHANGED, DirectoryEvent
+from fsrepl.replicate.group import DeliveryGroup
 from fsrepl.storage.intents import Intent, write_intents
+from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import directories, obstacles, resting, stale
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
@@ -291,6 +293,40 @@ def test_no_content_is_shown_in_a_directory_that_its_source_has_narrowed(tmp_pat
         assert folders(world, DESTINATION) == folders(world, SOURCE)
         assert [v.origin for v in world.of("folder/", DESTINATION)] == ["replica"] * 2
         world.stays_quiet()
+
+
+def test_a_directory_that_is_being_narrowed_is_no_users_after_any_crash(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G5, G7: it is closed before the version that closes it arrives. Cut there, it was captured as a user's directory,
+    and outlived the marker that came from its source."""
+    real = DeliveryGroup.prepare
+
+    def prepare(self: DeliveryGroup, delivery: Delivery) -> None:
+        if delivery.key == b"folder/":
+            self.region.try_later([delivery], "it comes later")
+        else:
+            real(self, delivery)
+
+    for calls, world in worlds(memory, trees=True):
+        world.path("folder").mkdir()
+        world.path("folder").chmod(0o1777)
+        world.settle()
+        world.write("folder/secret", b"secret")
+        world.path("folder").chmod(0o700)
+        world.capture(SOURCE)
+        fs = DyingFs(calls)
+        world.restart(fs=fs)
+        with monkeypatch.context() as patch, contextlib.suppress(PowerCut):
+            patch.setattr(DeliveryGroup, "prepare", prepare)
+            world.settle()
+        world.restart()
+        world.settle()
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE), f"cut at {calls}, in {fs.died_in}"
+        assert world.ids(DESTINATION) == world.ids(SOURCE), f"cut at {calls}, in {fs.died_in}"
+        if not fs.died:
+            return
 
 
 def test_adopt_with_trees_takes_directories(tmp_path: Path) -> None:
