@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fsrepl.commands import agents, settings_text, versioning
-from fsrepl.commands.sites import attach_region, fill_again, write_settings
+from fsrepl.commands.regions import fill_again
+from fsrepl.commands.sites import attach_region, write_settings
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import (
     AddRegion,

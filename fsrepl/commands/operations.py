@@ -17,11 +17,11 @@ from fsrepl.commands import (
     hosts,
     lifecycle,
     objects,
+    regions,
     replication,
     roles,
     scrubs,
     services,
-    sites,
     tiers,
     trees,
     undelete,
@@ -98,7 +98,7 @@ def _ask_region(engine: Engine, request: L, step: Callable[[Engine, L], Answer])
 def _add_region(engine: Engine, request: requests.AddRegion) -> Answer:
     if request.path.startswith("ssh://"):
         return hosts.add(engine, request)
-    return services.add(engine, request) if "://" in request.path else sites.add_region(engine, request)
+    return services.add(engine, request) if "://" in request.path else regions.add_region(engine, request)
 
 
 def _adopt(engine: Engine, request: requests.AdoptBucket) -> Answer:
@@ -277,7 +277,7 @@ OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
         _does(requests.AddRegion, _add_region),
         _does(requests.AddTier, tiers.add_tier),
         _does(requests.RemoveTier, tiers.remove_tier),
-        _does(requests.ForgetRegion, lambda e, r: sites.forget_region(e, r.name)),
+        _does(requests.ForgetRegion, lambda e, r: regions.forget_region(e, r.name)),
         _of_bucket(requests.CreateBucket, buckets.create_bucket, services.create_bucket),
         _does(requests.AdoptBucket, _adopt),
         _in_region(requests.SetTrees, lambda e, r: trees.set_trees(e, str(r.bucket), on=r.on)),
