@@ -54,7 +54,7 @@ def ls(
     json: Json = False,
 ) -> None:
     """List objects, in the order of their keys."""
-    from fsrepl.commands import reader
+    from fsrepl.commands import index
     from fsrepl.commands.documents import objects as documents
     from fsrepl.model import clock, keys
     from fsrepl.storage import listing
@@ -66,7 +66,7 @@ def ls(
     with (
         progress.bar(f"listing {shown(str(address))}"),
         listing.open_bucket(site, address.bucket) as bucket,
-        reader.listed(site, bucket) as known,
+        index.listed(site, bucket) as known,
     ):
         found, truncated = listing.entries(bucket, address.key, versions=versions, page=page, known=known)
     if json:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import os
-import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from msgspec import Struct, convert
 
+from fsrepl.commands import index
 from fsrepl.daemon import control, requests, samples
 from fsrepl.daemon.lock import is_locked
 from fsrepl.daemon.requests import Request
@@ -19,10 +18,8 @@ from fsrepl.errors import FsreplError, NotRunning
 from fsrepl.model.address import Address
 from fsrepl.repair import reconcile
 from fsrepl.settings import Settings
-from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal import database
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.journal.listed import Listed
 from fsrepl.storage.site import Site
 
 Document = dict[str, Any]
@@ -97,7 +94,7 @@ def reader(site: Site) -> Iterator[Journal]:
     A journal that is missing or cannot be read lacks all buckets; a journal that a command has created has only the
     buckets of that command. Buckets that a running daemon has not read yet are being read by the daemon.
     """
-    found = _on_disk(site)
+    found = index.on_disk(site)
     unread = [b for b in site.buckets.values() if found is None or not found.tree(b.address)]
     if found is None or (unread and not is_locked(site.state)):
         known, found = found, database.in_memory(((b.address, b.uuid) for b in site.buckets.values()), found)
@@ -111,28 +108,3 @@ def reader(site: Site) -> Iterator[Journal]:
         yield found
     finally:
         found.close()
-
-
-@contextlib.contextmanager
-def listed(site: Site, bucket: OpenBucket) -> Iterator[Listed | None]:
-    """The journal's rows of an open bucket's versions, for a list; None where the journal may be behind the trees.
-
-    It is believed while the site's daemon keeps it, and for the very tree that it was built from: without a daemon, a
-    crash may have come between the two.
-    """
-    found = _on_disk(site) if bucket.versions >= 0 and is_locked(site.state) else None
-    if found is None:
-        yield None
-        return
-    try:
-        yield found.listed(bucket.address) if found.tree(bucket.address) == reconcile.tree_of(bucket) else None
-    finally:
-        found.close()
-
-
-def _on_disk(site: Site) -> Journal | None:
-    path = os.path.join(site.state, "journal.db")
-    if os.path.exists(path):
-        with contextlib.suppress(sqlite3.Error):
-            return Journal(path, read_only=True)
-    return None

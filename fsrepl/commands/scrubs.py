@@ -14,7 +14,7 @@ from fsrepl.model.address import Address
 from fsrepl.model.keys import Document
 from fsrepl.model.scrub import Scrub
 from fsrepl.model.version import Versioning
-from fsrepl.repair import scrub
+from fsrepl.repair.scrub_state import load, save
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site
 
@@ -43,7 +43,7 @@ def _change(engine: Engine, bucket: Address | None, change: Callable[[str, Scrub
         region = engine.region_of(address)
 
         def apply(address: str = address) -> None:
-            scrub.save(engine.journal, address, change(address, scrub.load(engine.journal, address)))
+            save(engine.journal, address, change(address, load(engine.journal, address)))
             for state in engine.region_of(address).states.values():
                 state.scrub_look_s = 0.0
 
@@ -76,5 +76,5 @@ def status(site: Site, journal: Journal, bucket: Address | None = None) -> Docum
     return {
         "every_seconds": settings.every_s,
         "limit": settings.limit_bytes_s,
-        "buckets": [{"bucket": address} | scrub.load(journal, address).document() for address in _chosen(site, bucket)],
+        "buckets": [{"bucket": address} | load(journal, address).document() for address in _chosen(site, bucket)],
     }

@@ -17,7 +17,7 @@ from fsrepl.daemon.metrics import RuleMetrics
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys
 from fsrepl.model.version import Versioning
-from fsrepl.repair import scrub
+from fsrepl.repair import scrub_state
 from fsrepl.storage import halt
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
@@ -94,7 +94,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         ),
     }
     if bucket.versioning is not Versioning.OFF:
-        document["scrub"] = scrub.load(journal_, address).document()
+        document["scrub"] = scrub_state.load(journal_, address).document()
     if trouble:
         document["trouble"] = trouble
     if halted is not None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from msgspec import Struct, field
 
-from fsrepl.repair import scrub
+from fsrepl.repair import scrub_state
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Counts
 from fsrepl.storage.site import Site
@@ -111,7 +111,7 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
         yield Gauge("fsrepl_bucket_halted", about, halted, (("bucket", address),))
     for address in sorted(site.buckets):
         found_, repaired = journal.damage(address)
-        scrubbed = scrub.load(journal, address)
+        scrubbed = scrub_state.load(journal, address)
         about = "When the last complete scrub of a bucket ended, in seconds since the epoch; 0 without one."
         ended_s = scrubbed.result.ended_ns / 1e9 if scrubbed.result is not None else 0
         yield Gauge("fsrepl_scrub_ended_seconds", about, ended_s, (("bucket", address),))

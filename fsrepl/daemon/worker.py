@@ -40,9 +40,10 @@ from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import Runtime
-from fsrepl.repair import reconcile, refetch, scrub
+from fsrepl.repair import refetch, scrub
 from fsrepl.replicate import backfill, decide, deliver, early, sending, settle
 from fsrepl.replicate.source import Source
+from fsrepl.storage import tree_identity
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import following, labels, relinking, resting, stale
@@ -110,7 +111,7 @@ class Worker(Attaching):
                     labels.label_views(self, state, time.monotonic(), everything=True)
                     self._record_skipped(state)
                     with state.bucket.open() as bucket:
-                        reconcile.sign(bucket, self.engine.journal)
+                        tree_identity.sign(bucket, self.engine.journal)
             self.note_settled(at_once=True)
 
     def take_turn(self) -> bool:

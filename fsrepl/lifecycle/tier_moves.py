@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from fsrepl.errors import StoreDamaged, Unavailable, reason
 from fsrepl.lifecycle import tier_copy
 from fsrepl.lifecycle.tier_copy import Pace
+from fsrepl.lifecycle.wanted_tier import wanted_tier
 from fsrepl.model import keys
 from fsrepl.model.version import Place, Version
 from fsrepl.model.view import View
@@ -25,24 +26,12 @@ from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
 from fsrepl.settings import ARCHIVES
 from fsrepl.storage import placed, staging, tiers, versions
-from fsrepl.storage.bucket import Bucket, OpenBucket
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Classed, traits_of
 from fsrepl.storage.tiers import OpenTier
 from fsrepl.views import stale
 
 log = logging.getLogger("fsrepl")
-
-
-def wanted_tier(bucket: Bucket, storage_class: str, tier: str) -> str:
-    """The tier in which content of a class is to lie; empty for the bucket's store.
-
-    tier: where it lies. A class without a directory is a label, and so is one whose directory is not attached yet. What
-    lies in a tier that the settings do not name any more stays there.
-    """
-    if tier and bucket.root.tier(tier) is None:
-        return tier
-    found = bucket.root.tier(storage_class)
-    return storage_class if found is not None and found.expected and not found.settings.drain else ""
 
 
 class Batch(Struct):

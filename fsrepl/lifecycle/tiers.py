@@ -20,8 +20,9 @@ from msgspec import Struct, field
 from fsrepl.errors import StoreDamaged, Unavailable, reason
 from fsrepl.lifecycle import tier_moves
 from fsrepl.lifecycle.tier_copy import Pace
-from fsrepl.lifecycle.tier_moves import Batch, from_tier, wanted_tier
+from fsrepl.lifecycle.tier_moves import Batch, from_tier
 from fsrepl.lifecycle.tier_sweep import sweep
+from fsrepl.lifecycle.wanted_tier import PLACED_MIN_BYTES, to_be_moved
 from fsrepl.model import keys
 from fsrepl.model.version import Versioning
 from fsrepl.region import limits
@@ -29,14 +30,12 @@ from fsrepl.region.bucket_state import BucketState, Placing
 from fsrepl.region.region import Region
 from fsrepl.s3.lifecycle import DAY_NS
 from fsrepl.storage import placed, versions
-from fsrepl.storage.bucket import Bucket, OpenBucket
-from fsrepl.storage.journal.rows import Classed, read_tier, read_traits, traits_of
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.journal.rows import Classed, read_tier, traits_of
 from fsrepl.views import stale
 
 log = logging.getLogger("fsrepl")
 
-PLACED_MIN_BYTES = 4096
-"""Smaller content stays with its record, whose file takes an inode and mostly a block in any case."""
 _STEP_S = 0.02
 _ROWS = 1000
 _BATCH, _BATCH_BYTES = 256, 64 << 20
@@ -211,19 +210,6 @@ def _traits(bucket: OpenBucket, key: bytes, version_id: str) -> str:
         if version is not None:
             return traits_of(version)
     return ""
-
-
-def to_be_moved(bucket: Bucket, traits: str, size: int) -> str | None:
-    """The tier to which content is to be moved, empty for the bucket's store; None where it lies as its class says.
-
-    size: of the content, in bytes; so are symlinks and directories of tree buckets left out.
-    """
-    if size < PLACED_MIN_BYTES:
-        return None
-    storage_class, _ = read_traits(traits)
-    tier = read_tier(traits)
-    to = wanted_tier(bucket, storage_class or "", tier)
-    return to if to != tier else None
 
 
 def _later(state: BucketState, failed: Mapping[str, str]) -> None:

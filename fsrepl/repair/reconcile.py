@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import time
 from collections.abc import Collection, Iterator
 
 from fsrepl.errors import StoreDamaged, reason
@@ -22,6 +21,7 @@ from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import FileType
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.tree_identity import sign, tree_of
 from fsrepl.storage.walk import VANISHED, Directory, Uncompared, Walk, directories
 
 log = logging.getLogger("fsrepl")
@@ -31,8 +31,6 @@ _ROWS = 1000
 NAMES_AT_ONCE = 4096
 """Directories with fewer files, and fewer versions by the journal, are compared whole."""
 _NULL_MARKER = b";" + NULL.encode() + keys.MARKER
-_INDEXED = b"indexed"
-"""An empty file in .fsrepl. Its ctime distinguishes the journal that has indexed the tree from any older one."""
 
 
 def reconcile(
@@ -151,38 +149,6 @@ def _has_lost_record(bucket: OpenBucket, journal: Journal, path: bytes, fd: int)
     one."""
     first = next(journal.versions.file_names_in(bucket.address, path, 1), [])
     return any(_is_lost(bucket, fd, path, name, stored) for name in first if (stored := keys.parse(name)))
-
-
-def sign(bucket: OpenBucket, journal: Journal) -> None:
-    """Sign a tree as indexed by this journal, when work in it begins and when it ends.
-
-    An older copy of the journal, such as a restored backup or a snapshot, no longer matches the tree. Neither does
-    a journal of another site that had the tree meanwhile. Such rows are read again.
-    """
-    fs = bucket.fs
-    with contextlib.suppress(OSError):  # where nothing can be changed, nothing can differ
-        try:
-            fd = fs.open_read(bucket.meta, _INDEXED)
-        except FileNotFoundError:
-            fd = fs.create(bucket.meta, _INDEXED)
-        try:
-            fs.set_mtime(fd, time.time_ns())  # ctime follows, and no program can set it
-        finally:
-            fs.close(fd)
-    journal.set_tree(bucket.address, tree_of(bucket))
-
-
-def tree_of(bucket: OpenBucket) -> str:
-    """The identity of a tree, which differs from that of a copy and of its own past. See sign.
-
-    A copy has other inodes, and its attributes may be gone.
-    """
-    identity = bucket.fs.stat(bucket.meta, b"bucket.json")
-    try:
-        indexed_ns = bucket.fs.stat(bucket.meta, _INDEXED).st_ctime_ns
-    except FileNotFoundError:
-        indexed_ns = 0
-    return f"{bucket.fs.stat_fd(bucket.versions).st_ino} {identity.st_ino} {identity.st_ctime_ns} {indexed_ns}"
 
 
 def _large_directory(

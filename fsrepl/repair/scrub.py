@@ -23,6 +23,7 @@ from fsrepl.model.version import Version, Versioning
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
+from fsrepl.repair.scrub_state import load, save
 from fsrepl.storage import blocks, damaged, hashing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
@@ -38,19 +39,6 @@ _MARGIN_NS = 86_400 * 1_000_000_000
 """A map is kept for so much longer than its last use before the pass."""
 _FAULT_S = 60.0
 """How long a bucket is left alone after a fault that prevented reading at all."""
-
-
-def load(journal: Journal, address: str) -> Scrub:
-    return scrub.decode(journal.fact(_fact(address)))
-
-
-def save(journal: Journal, address: str, found: Scrub) -> None:
-    with journal.transaction():
-        journal.set_fact(_fact(address), scrub.encode(found))
-
-
-def _fact(address: str) -> str:
-    return f"scrub {address}"
 
 
 def step(region: Region) -> bool:

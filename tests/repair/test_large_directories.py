@@ -10,6 +10,7 @@ import pytest
 from fsrepl.repair import reconcile
 from fsrepl.storage.journal import database
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.tree_identity import tree_of
 from tests.world import SOURCE, World
 
 
@@ -72,7 +73,7 @@ def test_parts_give_what_the_whole_gives(memory: Path, monkeypatch: pytest.Monke
                 for at_once in (4096, 3):
                     monkeypatch.setattr(reconcile, "NAMES_AT_ONCE", at_once)
                     journal = database.in_memory([(SOURCE, bucket.bucket.uuid)], world.engine.journal)
-                    journal.set_tree(SOURCE, reconcile.tree_of(bucket))
+                    journal.set_tree(SOURCE, tree_of(bucket))
                     before = rows(journal)
                     reconcile.reconcile(bucket, journal, afresh=afresh)
                     found.append(rows(journal))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.commands import reader
+from fsrepl.commands import index
 from fsrepl.commands.documents import objects as documents
 from fsrepl.commands.reader import Document
 from fsrepl.daemon.lock import Lock
@@ -148,16 +148,16 @@ def test_the_journal_is_believed_while_a_daemon_keeps_it(world: World) -> None:
     world.settle()
     site = world.engine.site
     with site.bucket(SOURCE).open() as opened:
-        with reader.listed(site, opened) as known:
+        with index.listed(site, opened) as known:
             assert known is None
         lock = Lock(world.settings.state)
         assert lock.try_acquire()
         with lock:
-            with reader.listed(site, opened) as known:
+            with index.listed(site, opened) as known:
                 assert known is not None
                 assert known.of(b"", b"k")
             world.engine.journal.set_tree(SOURCE, "another")
-            with reader.listed(site, opened) as known:
+            with index.listed(site, opened) as known:
                 assert known is None
 
 

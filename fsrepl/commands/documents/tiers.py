@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from fsrepl.errors import FsreplError
-from fsrepl.lifecycle.tiers import PLACED_MIN_BYTES, to_be_moved
+from fsrepl.lifecycle.wanted_tier import PLACED_MIN_BYTES, to_be_moved
 from fsrepl.model.keys import Document
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import read_tier
