@@ -5,15 +5,21 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 from typer.main import get_command
 
 from fsrepl.cli import FILES, files_of
+from tests.world import SOURCE, World
 
 HEAVY = ("asyncio", "http", "prometheus_client", "pydantic", "rich", "sqlite3", "watchdog")
 """What takes as long to load as all else that `fsrepl --help` needs."""
+
+
+DAEMON = ("fsrepl.daemon.engine", "fsrepl.region.region", "secrets")
+"""What only a process loads that moves content, and what needs OpenSSL for a number."""
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -43,14 +49,31 @@ def test_the_first_word_that_is_no_option_names_the_file(arguments: list[str], f
     assert files_of(arguments) == files
 
 
-def test_a_command_loads_nothing_that_it_does_not_use() -> None:
-    """Section 5: scripts call `fsrepl wait` and `fsrepl ls` again and again."""
+def loaded(*arguments: str) -> set[str]:
+    """The modules that a command has loaded when it ends."""
     script = (
-        "import atexit, sys; sys.argv = ['fsrepl', 'role', 'ls', '--help']\n"
+        f"import atexit, sys; sys.argv = {['fsrepl', *arguments]}\n"
         "atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr))\n"
         "from fsrepl.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    loaded = done.stderr.split()
-    assert [name for name in loaded if name in HEAVY] == []
-    assert [file for file in FILES if f"fsrepl.cli.{file}" in loaded] == ["roles"]
+    return {*done.stderr.splitlines()[-1].split()}
+
+
+def test_a_command_loads_nothing_that_it_does_not_use() -> None:
+    """Section 5: scripts call `fsrepl wait` and `fsrepl ls` again and again."""
+    found = loaded("role", "ls", "--help")
+    assert found & {*HEAVY} == set()
+    assert [file for file in FILES if f"fsrepl.cli.{file}" in found] == ["roles"]
+
+
+@pytest.mark.parametrize("command", [["ls", SOURCE], ["head", f"{SOURCE}/k"], ["status", "--json"], ["init", "{}"]])
+def test_a_command_that_moves_nothing_loads_no_part_of_the_daemon(command: list[str], tmp_path: Path) -> None:
+    """Section 5: these answer before a person notices, and no watcher, engine or screen takes its time in them."""
+    with World(tmp_path / "site") as world:
+        world.write("k", b"data")
+        world.settle()
+        site = str(world.engine.settings.path.parent)
+        found = loaded("--site", site, *(each.format(tmp_path / "another") for each in command))
+    assert "fsrepl.storage.fs" in found
+    assert found & ({*HEAVY, *DAEMON} - {"sqlite3"}) == set()
