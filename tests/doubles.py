@@ -126,6 +126,23 @@ def _is_staged(change: str, *args: Any) -> bool:
     return False
 
 
+class NotingFs(UnsyncedFs):
+    """Notes the place of each change, in order."""
+
+    def __init__(self) -> None:
+        self.places: list[Place] = []
+        other = UnsyncedFs()
+        for name in MUTATIONS:
+            setattr(self, name, self._noted(name, getattr(other, name)))
+
+    def _noted(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **more: object) -> object:
+            self.places.append(place_of(name))
+            return real(*args, **more)
+
+        return call
+
+
 class FailingFs(UnsyncedFs):
     """One change fails with an errno: the nth, or from the nth on every one. but, place: as with DyingFs."""
 

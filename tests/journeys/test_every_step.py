@@ -1,6 +1,7 @@
 """Every journey, with every fault, at every change of the disk: in the end all is as without the fault.
 
-CI tries some of the changes; FSREPL_LONG=1 tries all of them:
+CI tries one fault at each place in the code that makes a change in any journey; FSREPL_LONG=1 tries each fault at each
+change:
 
     FSREPL_LONG=1 .venv/bin/python -m pytest -q tests/journeys/test_every_step.py
 """
@@ -22,7 +23,7 @@ import pytest
 from fsrepl.errors import FsreplError
 from fsrepl.storage.fs import Fs
 from tests import deeds
-from tests.doubles import DyingFs, FailingFs, PowerCut
+from tests.doubles import DyingFs, FailingFs, NotingFs, Place, PowerCut
 from tests.lifecycle.test_lifecycle import days, old_versions, put
 from tests.lifecycle.test_tiers import OLD, add_tier
 from tests.replicate.test_large import content, set_up
@@ -30,7 +31,8 @@ from tests.verifying import repair_version
 from tests.world import DESTINATION, SOURCE, World
 
 ALL = bool(os.environ.get("FSREPL_LONG"))
-CHANGES_TRIED = 4
+CHANGES_LEAST = 9
+"""In CI at least so many changes of each journey are tried, with every fault."""
 PLAIN = "east/plain"
 START, LATER = "2026-05-01T10:00:00Z", "2026-06-01T00:00:01Z"
 
@@ -250,12 +252,11 @@ def test_a_journey_with_any_fault_at_any_change_ends_as_without(
 ) -> None:
     """G1, G2, G7: a crash, with and without the journal, or an error, once and until it is mended."""
     monkeypatch.setenv("FSREPL_CLOCK", str(tmp_path / "now"))
-    run = _Run(JOURNEYS[name], memory, (tmp_path / "now").write_text)
-    changes, wanted = run.without_fault()
-    for number, fault in enumerate(FAULTS):
-        for change in _tried(changes, number / len(FAULTS)):
-            found, where = run.with_fault(fault, change)
-            assert found == wanted, f"{name}: {where}"
+    without = _without_fault(memory, (tmp_path / "now").write_text)[name]
+    run = _Run(JOURNEYS[name], memory, (tmp_path / "now").write_text, without.end)
+    for fault, change in _rounds(without):
+        found, where = run.with_fault(fault, change)
+        assert found == without.end, f"{name}: {where}"
 
 
 @pytest.mark.slow
@@ -266,11 +267,11 @@ def test_a_recovery_that_crashes_at_any_change_ends_as_without(
     """G1, G2, G7: after a crash the recovery crashes again, each time at a later change, with and without the journal,
     until it gets through."""
     monkeypatch.setenv("FSREPL_CLOCK", str(tmp_path / "now"))
-    run = _Run(JOURNEYS[name], memory, (tmp_path / "now").write_text)
-    changes, wanted = run.without_fault()
-    for change in _tried(changes, 0.4, CRASHED_AGAIN):
+    without = _without_fault(memory, (tmp_path / "now").write_text)[name]
+    run = _Run(JOURNEYS[name], memory, (tmp_path / "now").write_text, without.end)
+    for change in _tried(len(without.places), 0.4, CRASHED_AGAIN):
         found, where = run.with_fault("crash", change, again=True)
-        assert found == wanted, f"{name}: {where}"
+        assert found == without.end, f"{name}: {where}"
 
 
 @pytest.mark.slow
@@ -282,14 +283,57 @@ def test_a_crash_of_an_ordinary_user_ends_as_without(
     """G1, G2, G7: as any other user than root, with and without the journal."""
     monkeypatch.setenv("FSREPL_CLOCK", str(users_memory / "now"))
     run = _Run(JOURNEYS[name], users_memory, (users_memory / "now").write_text)
-    changes, wanted = run.without_fault()
-    for change in _tried(changes, 0.6, 1):
+    places = run.without_fault()
+    for change in _tried(len(places), 0.6, 1):
         found, where = run.with_fault("crash", change)
-        assert found == wanted, f"{name}: {where}"
+        assert found == run.wanted, f"{name}: {where}"
 
 
-def _tried(changes: int, shift: float, number: int = CHANGES_TRIED) -> Iterator[int]:
-    """Which changes the fault is tried at: all of them, or some, others for each fault."""
+@dataclass(frozen=True)
+class _Faultless:
+    """A journey without a fault.
+
+    places: of its changes. own: the first change at each place that no journey above it in the table comes to. end: see
+    `_end`.
+    """
+
+    places: list[Place]
+    own: list[int]
+    end: dict[str, Any]
+
+
+_known: dict[str, _Faultless] = {}
+
+
+def _without_fault(home: Path, clock: Clock) -> dict[str, _Faultless]:
+    """All journeys without a fault, made once in each process of the tests: that takes half a second."""
+    if not _known:
+        seen: set[Place] = set()
+        for name, journey in JOURNEYS.items():
+            run = _Run(journey, home, clock)
+            places = run.without_fault()
+            first = {place: at for at, place in reversed([*enumerate(places)])}
+            _known[name] = _Faultless(places, sorted(first[place] for place in first.keys() - seen), run.wanted)
+            seen |= first.keys()
+    return _known
+
+
+def _rounds(without: _Faultless) -> Iterator[tuple[str, int]]:
+    """Which fault is tried at which change: each at all of them; or at each of the journey's own places one, which is a
+    crash in every third, and at some changes more where those places are few."""
+    changes = len(without.places)
+    if ALL:
+        yield from itertools.product(FAULTS, range(changes))
+        return
+    others = [at for at in range(changes) if at not in without.own]
+    more = max(0, CHANGES_LEAST - len(without.own))
+    errors = itertools.cycle(ERRORS)
+    for number, change in enumerate([*without.own, *(others[len(others) * each // more] for each in range(more))]):
+        yield next(errors) if number % 3 else "crash", change
+
+
+def _tried(changes: int, shift: float, number: int) -> Iterator[int]:
+    """Which changes a crash is tried at: all of them, or some."""
     if ALL:
         yield from range(changes)
     else:
@@ -299,10 +343,10 @@ def _tried(changes: int, shift: float, number: int = CHANGES_TRIED) -> Iterator[
 class _Run:
     """One journey, travelled again and again in new worlds."""
 
-    def __init__(self, journey: Journey, home: Path, clock: Clock) -> None:
+    def __init__(self, journey: Journey, home: Path, clock: Clock, wanted: dict[str, Any] | None = None) -> None:
         self.journey, self.home, self.clock = journey, home, clock
         self.numbers = itertools.count()
-        self.wanted: dict[str, Any] = {}
+        self.wanted = wanted or {}
 
     @contextlib.contextmanager
     def _world(self, fs: Fs) -> Iterator[World]:
@@ -325,15 +369,15 @@ class _Run:
         for _ in range(2):
             world.settle()
 
-    def without_fault(self) -> tuple[int, dict[str, Any]]:
-        """How many changes the journey makes, and what is there in the end."""
-        fs = DyingFs(1 << 60, each=True)  # as FailingFs counts them
+    def without_fault(self) -> list[Place]:
+        """The places of the changes that the journey makes; `wanted` is now what is there in the end."""
+        fs = NotingFs()
         with self._world(fs) as world:
-            fs.calls_left = 1 << 60
+            fs.places.clear()
             self._travel(world)
-            changes = (1 << 60) - fs.calls_left
+            places = fs.places.copy()
             self.wanted = _end(world)
-            return changes, self.wanted
+            return places
 
     def with_fault(self, fault: str, change: int, *, again: bool = False) -> tuple[dict[str, Any], str]:
         """What is there in the end, and where the fault was. again: the recovery from a crash crashes too."""
