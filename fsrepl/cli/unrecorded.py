@@ -17,7 +17,6 @@ from fsrepl.errors import FsreplError, NotRunning
 from fsrepl.model import keys
 from fsrepl.model.address import Address
 from fsrepl.model.version import Versioning
-from fsrepl.views import unrecorded
 
 if TYPE_CHECKING:
     from fsrepl.storage.bucket import OpenBucket
@@ -47,6 +46,8 @@ def open_journal(site: Site) -> Iterator[Journal | None]:
 
 def hand_to_capture(site: Site, bucket: OpenBucket, key: bytes) -> None:
     """Request the capture of a key whose file differs from its record, and say so. Does not wait for the capture."""
+    from fsrepl.views import unrecorded
+
     if bucket.bucket.versioning is Versioning.OFF or not keys.is_key(key):
         return
     with open_journal(site) as journal, contextlib.suppress(sqlite3.Error):

@@ -12,6 +12,7 @@ import typer
 from typer.main import get_command
 
 from fsrepl.cli import FILES, files_of
+from fsrepl.commands import sites
 from tests.world import SOURCE, World
 
 HEAVY = ("asyncio", "http", "prometheus_client", "pydantic", "rich", "sqlite3", "watchdog")
@@ -49,10 +50,10 @@ def test_the_first_word_that_is_no_option_names_the_file(arguments: list[str], f
     assert files_of(arguments) == files
 
 
-def loaded(*arguments: str) -> set[str]:
-    """The modules that a command has loaded when it ends."""
+def loaded(*arguments: str, before: str = "") -> set[str]:
+    """The modules that a command has loaded when it ends. before: what the process runs first."""
     script = (
-        f"import atexit, sys; sys.argv = {['fsrepl', *arguments]}\n"
+        f"import atexit, sys; sys.argv = {['fsrepl', *arguments]}\n{before}\n"
         "atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr))\n"
         "from fsrepl.cli import main; main()"
     )
@@ -77,3 +78,13 @@ def test_a_command_that_moves_nothing_loads_no_part_of_the_daemon(command: list[
         found = loaded("--site", site, *(each.format(tmp_path / "another") for each in command))
     assert "fsrepl.storage.fs" in found
     assert found & ({*HEAVY, *DAEMON} - {"sqlite3"}) == set()
+
+
+@pytest.mark.parametrize("command", [["versioning", "enable", SOURCE], ["rm", f"{SOURCE}/k"]])
+def test_what_the_daemon_carries_out_is_not_loaded_by_the_command(command: list[str], tmp_path: Path) -> None:
+    """Section 5: the operations are loaded in the daemon already; the command sends a request and prints the answer."""
+    sites.init(tmp_path, {"east": None})
+    answers = "from fsrepl.daemon import control; control.ask = lambda *about: {}"
+    found = loaded("--site", str(tmp_path), *command, "--json", before=answers)
+    assert "fsrepl.daemon.control" in found
+    assert [name for name in found if name.startswith(("fsrepl.commands.", "fsrepl.views.", "fsrepl.region."))] == []
