@@ -309,12 +309,14 @@ def _without_fault(home: Path, clock: Clock) -> dict[str, _Faultless]:
     """All journeys without a fault, made once in each process of the tests: that takes half a second."""
     if not _known:
         seen: set[Place] = set()
+        found: dict[str, _Faultless] = {}
         for name, journey in JOURNEYS.items():
             run = _Run(journey, home, clock)
             places = run.without_fault()
             first = {place: at for at, place in reversed([*enumerate(places)])}
-            _known[name] = _Faultless(places, sorted(first[place] for place in first.keys() - seen), run.wanted)
+            found[name] = _Faultless(places, sorted(first[place] for place in first.keys() - seen), run.wanted)
             seen |= first.keys()
+        _known.update(found)
     return _known
 
 
