@@ -26,11 +26,14 @@ CONFIGURATIONS: dict[str, Json] = {
             {
                 "ID": "archive", "Status": "Enabled", "Filter": {"Prefix": "scans/"},
                 "Transitions": [
-                    {"Days": 30, "StorageClass": "STANDARD_IA"},
-                    {"Date": "2030-01-01T00:00:00Z", "StorageClass": "GLACIER"},
+                    {"Days": 30, "StorageClass": "STANDARD_IA"}, {"Days": 90, "StorageClass": "GLACIER"},
                 ],
                 "NoncurrentVersionTransitions": [{"NoncurrentDays": 30, "StorageClass": "GLACIER"}],
                 "NoncurrentVersionExpiration": {"NoncurrentDays": 365},
+            },
+            {
+                "ID": "at a date", "Status": "Enabled", "Filter": {"Prefix": "old/"},
+                "Transitions": [{"Date": "2030-01-01T00:00:00Z", "StorageClass": "GLACIER"}],
             },
             {
                 "ID": "tidy", "Status": "Disabled", "Filter": {"Prefix": ""},
