@@ -432,7 +432,7 @@ def test_an_update_replaces_the_version_before_in_the_page_cache(
                     cached.append(fs.cached_bytes(file.fileno(), 0, SIZE))
             before, now = sorted(cached)
             assert before <= SIZE // 2, bucket
-            assert now >= SIZE, bucket
+            assert now >= SIZE * 3 // 4, bucket  # the kernel may drop some clean pages at any time
 
 
 @mounts.only_root
