@@ -44,10 +44,11 @@ def announce(region: Region, bucket: OpenBucket, key: bytes, known: Object | Non
         if version is None or not _has_changed_little(bucket, version):
             return None
         found = rules.winners(replication.rules, key, version.tags, marker=False)
-        expected = Expected(bucket.address, key, known.digest, [each for each in found if _copies(region, each)])
-        for destination in expected.destinations:
+        destinations = tuple(each for each in found if _copies(region, each))
+        expected = Expected(bucket.address, key, known.digest, destinations)
+        for destination in destinations:
             _tell(region, Expect(destination, expected))
-        return expected if expected.destinations else None
+        return expected if destinations else None
     return None
 
 
@@ -58,7 +59,6 @@ def end(region: Region, state: BucketState, expected: Expected | None, *, is_pub
         return
     if not is_published:
         state.unsteady.add(expected.key)
-    expected.is_over = True
     for destination in expected.destinations:
         _tell(region, ExpectNoMore(destination, expected, is_published))
 

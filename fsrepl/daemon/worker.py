@@ -117,6 +117,7 @@ class Worker(Attaching):
     def take_turn(self) -> bool:
         self.worked_for.clear()
         busy = self.read_inbox() | self.finish_background() | self.refill_queues()
+        early.begin_due(self)
         now_s = time.monotonic()
         if now_s >= self._probe_at_s:
             self.probe_buckets()
@@ -148,7 +149,7 @@ class Worker(Attaching):
                 following.note_all(self, address, paths)
             case Expect(destination, update):
                 if (there := self.states.get(destination)) is not None:
-                    early.begin(self, there, update)
+                    early.expect(there, update)
             case ExpectNoMore(destination, update, is_published):
                 if (there := self.states.get(destination)) is not None:
                     early.end(there, update, is_published=is_published)

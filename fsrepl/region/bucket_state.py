@@ -14,6 +14,7 @@ from fsrepl.model.version import Version
 from fsrepl.model.view import View
 from fsrepl.region.change_queue import Change
 from fsrepl.region.deletions import Deletions
+from fsrepl.region.expected import Expected
 from fsrepl.region.label_queue import LabelQueue
 from fsrepl.region.rewrites import Rewrites
 from fsrepl.region.scan_queue import Scan, Scans, Trouble, is_below
@@ -183,6 +184,8 @@ class BucketState(Struct, eq=False):
     """The key being copied that its destinations are, or may be, told of: see capture/expect.py."""
     unsteady: set[bytes] = field(default_factory=set)
     """Keys of which the last announced update came to nothing, as of a file that is always being written."""
+    expected: dict[tuple[str, bytes], Expected] = field(default_factory=dict)
+    """By source and key: updates that are being captured there, for which no early copy has begun."""
     early: dict[tuple[str, bytes], EarlyCopy] = field(default_factory=dict)
     """By source and key: copies of versions here, for updates that are expected from there. Background workers take
     them out."""

@@ -1,7 +1,8 @@
 """Messages to a region about events elsewhere. They are values, carried out by the region's own thread.
 
-Regions send each other values, since a region may be on another machine; of an Expected its sender sets one flag later,
-a hint. A Call has code to run: only commands and the region's own background workers, in the same process, send one.
+Regions send each other values that never change, since a region may be on another machine. Messages are read in the
+order in which they were sent. A Call has code to run: only commands and the region's own background workers, in the
+same process, send one.
 Outcomes of deliveries have their own queue (outcome_queue.py), which is also written down at the end.
 """
 

@@ -27,13 +27,26 @@ _KEPT_S = 30.0
 """How long a delivery has to take an early copy, once the update is a version."""
 
 
-def begin(region: Region, state: BucketState, update: Expected) -> None:
+def expect(state: BucketState, update: Expected) -> None:
+    """Note an update that is being captured. Its copy begins once all messages that wait are read, since the end of the
+    capture may be among them."""
+    state.expected[update.source, update.key] = update
+
+
+def begin_due(region: Region) -> None:
+    """Begin the copies for updates that were noted, whose capture has not ended."""
+    for state in region.states.values():
+        while state.expected:
+            _begin(region, state, state.expected.popitem()[1])
+
+
+def _begin(region: Region, state: BucketState, update: Expected) -> None:
     """Copy the version that the update is made from, where the bucket has it and the copy would take long.
 
     One at a time for a source: where the one before waits for its delivery still, this destination is behind.
     """
     at, address = (update.source, update.key), state.bucket.address
-    if update.is_over or not state.is_up or state.bucket.versioning is not Versioning.ENABLED:
+    if not state.is_up or state.bucket.versioning is not Versioning.ENABLED:
         return
     if any(source == update.source for source, _ in list(state.early)):
         return
@@ -76,6 +89,8 @@ def _has_room(region: Region, bucket: OpenBucket, size_bytes: int) -> bool:
 
 def end(state: BucketState, update: Expected, *, is_published: bool) -> None:
     """The capture has ended. Where it led to no version, its early copy is removed."""
+    if state.expected.pop((update.source, update.key), None) is not None:
+        return  # nothing was begun
     if (early := state.early.get((update.source, update.key))) is not None:
         early.until_s = time.monotonic() + _KEPT_S if is_published else 0.0
         if not is_published:

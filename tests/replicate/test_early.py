@@ -15,6 +15,8 @@ import pytest
 from fsrepl.capture import expect
 from fsrepl.model.version import Status
 from fsrepl.region.bucket_state import Phase
+from fsrepl.region.expected import Expected
+from fsrepl.region.mailbox import Expect, ExpectNoMore
 from fsrepl.replicate import early
 from fsrepl.storage import copying, early_copy, sharing
 from fsrepl.storage.early_copy import EarlyCopy
@@ -206,6 +208,29 @@ def test_a_file_with_other_content_is_not_announced(world: World, new: bytes) ->
     assert fs.copied <= len(new)
     assert not any(states)
     assert world.tree(DESTINATION) == {"k": new}
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+def test_a_capture_that_ended_before_its_announcement_was_read_is_not_copied_for(
+    world: World, is_published: bool
+) -> None:  # fmt: skip
+    """Section 9: a busy destination reads both messages at once, and begins nothing; one that reads the first alone
+    copies."""
+    fs = prepared(world, content())
+    (version,) = world.of("k", DESTINATION)
+    update, there = Expected(SOURCE, b"k", version.digest, (DESTINATION,)), world.region(DESTINATION)
+    there.post(Expect(DESTINATION, update))
+    there.post(ExpectNoMore(DESTINATION, update, is_published))
+    there.turn()
+    assert fs.copied == 0
+    assert not world.state(DESTINATION).early
+    there.post(Expect(DESTINATION, update))
+    there.turn()
+    assert fs.copied == SIZE
+    there.post(ExpectNoMore(DESTINATION, update, is_published=False))
+    there.turn()
+    assert not world.state(DESTINATION).early
+    assert open_staged() == []
 
 
 def test_an_early_copy_leaves_the_space_that_is_the_users(world: World) -> None:
