@@ -20,8 +20,8 @@ from fsrepl.storage.posix import inode_posix, posix_of, view_metadata
 from fsrepl.storage.view_file import ViewFile
 
 
-class Taken(Struct, frozen=True):
-    """A stable copy: its content in data, or in .fsrepl/tmp under the name staged.
+class Taken(Struct, frozen=True, array_like=True):
+    """A stable copy: its content in data, or in .fsrepl/tmp under the name staged. The stager sends it as it is.
 
     moving: the file kept changing during the copy, and open_max_s was over.
     """
@@ -263,29 +263,21 @@ def _same_digest(
 def stage(bucket: OpenBucket, taken: Taken, version: Version) -> versions.Staged:
     """Turn a copy into a complete, hidden version: a separate file, 0600, with every attribute. Its content is not with
     the stager alone."""
-    if not taken.staged:
-        return stage_data(bucket, version, taken.data or b"")
-    name = taken.staged
-    fd = bucket.fs.open_read(bucket.tmp, name)
+    return stage_content(bucket, version, taken.data or b"", taken.staged, linked=taken.linked)
+
+
+def stage_content(
+    bucket: OpenBucket, version: Version, data: bytes, staged: bytes = b"", *, linked: bool = False
+) -> versions.Staged:
+    """A complete, hidden version with a content in memory, or in .fsrepl/tmp under the name staged. linked: see
+    Taken."""
+    name = staged or staging.token()
+    fd = bucket.fs.open_read(bucket.tmp, name) if staged else bucket.fs.create(bucket.tmp, name)
     try:
-        if taken.linked:
+        if linked:
             version, sidecar = records.put_shared(bucket, fd, name, version)
         else:
-            sidecar = records.put(bucket, fd, name, version)
-        return versions.Staged(version, name, sidecar)
-    except BaseException:
-        staging.unstage(bucket, name)
-        raise
-    finally:
-        bucket.fs.close(fd)
-
-
-def stage_data(bucket: OpenBucket, version: Version, data: bytes) -> versions.Staged:
-    """A complete, hidden version with a content in memory."""
-    name = staging.token()
-    fd = bucket.fs.create(bucket.tmp, name)
-    try:
-        sidecar = records.put(bucket, fd, name, version)  # before the content: cheaper then
+            sidecar = records.put(bucket, fd, name, version)  # before the content: cheaper then
         if data:
             bucket.fs.write(fd, data)
         return versions.Staged(version, name, sidecar)

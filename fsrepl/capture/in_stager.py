@@ -6,18 +6,20 @@ error, is left to the daemon, which looks at that key itself.
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.capture import copy, look
 from fsrepl.capture.apply import NewVersion
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
-from fsrepl.model.version import Kind, Posix, Version
+from fsrepl.model.version import Kind, Version
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.change_queue import CLOSED, FOUND, GONE, Change, WriterWait, temporary_pattern
 from fsrepl.region.recent import Contents
@@ -56,22 +58,10 @@ class Read(Struct, frozen=True, array_like=True):
     within_s: float
 
 
-class Taken(Struct, frozen=True, array_like=True):
-    """A small file that was read: see copy.Taken. found: a stat result, ten numbers, then its times in nanoseconds and
-    its blocks."""
-
-    found: tuple[int, ...]
-    size: int
-    digest: bytes
-    posix: Posix
-    attrs: Mapping[str, bytes]
-    tags: Mapping[str, str]
-    labels: Mapping[str, bytes]
-    racy: bool
-    moving: bool
-    held_open: bool
-    is_held: bool
-    data: bytes | None
+Times = tuple[int, int, int]
+"""The numbers of a stat result beside its ten positions: mtime_ns, ctime_ns, and how many blocks."""
+Answer = tuple[copy.Taken, Times] | None
+"""A small file that was read; None where the daemon looks itself."""
 
 
 class Stage(Struct, frozen=True, array_like=True):
@@ -116,12 +106,12 @@ class Reading:
         stager, answer = self._region.engine.stager, self._pending.result() if self._pending is not None else None
         if stager is None or answer is None:
             return {}
-        found = _taken.decode(answer)
+        found = _read.decode(answer)
         stager.note_pace(READ, len(self._asked), len(found))
         return {
-            each.key: _unpacked(taken)
-            for each, taken in zip(self._asked, found, strict=False)
-            if taken is not None and not (self._is_tree and taken.found[_LINKS] > 1)  # which name is first matters
+            each.key: _unpacked(*read)
+            for each, read in zip(self._asked, found, strict=False)
+            if read is not None and not (self._is_tree and read[0].found.st_nlink > 1)  # which name is first matters
         }
 
 
@@ -178,18 +168,14 @@ class Staging:
         return staged, left
 
 
-_LINKS = 3
-_taken = msgspec.msgpack.Decoder(list[Taken | None])
+_read = msgspec.msgpack.Decoder(list[Answer], dec_hook=operator.call)  # a stat_result is made of its ten numbers
 _names = msgspec.msgpack.Decoder(list[tuple[bytes, bool] | None])
 
 
-def _unpacked(read: Taken) -> copy.Taken:
-    numbers, (mtime_ns, ctime_ns, blocks) = read.found[:10], read.found[10:]
-    found = os.stat_result(numbers, {"st_mtime_ns": mtime_ns, "st_ctime_ns": ctime_ns, "st_blocks": blocks})
-    return copy.Taken(
-        found, read.size, read.digest, read.posix, read.attrs, read.tags, read.labels, read.racy,
-        read.data, moving=read.moving, held_open=read.held_open, is_held=read.is_held,
-    )  # fmt: skip
+def _unpacked(taken: copy.Taken, times: Times) -> copy.Taken:
+    mtime_ns, ctime_ns, blocks = times
+    nanoseconds = {"st_mtime_ns": mtime_ns, "st_ctime_ns": ctime_ns, "st_blocks": blocks}
+    return replace(taken, found=os.stat_result(taken.found, nanoseconds))
 
 
 # -- the stager's side
@@ -201,7 +187,7 @@ def carry_out_read(order: bytes, buckets: Sequence[OpenBucket], held: Contents) 
     is_temporary = temporary_pattern(wanted.temporary).match
     writer_wait = WriterWait(wanted.open_quiet_s, wanted.open_max_s, SMALL_BYTES, is_temporary)
     until_s = time.monotonic() + wanted.within_s
-    answer: list[Taken | None] = []
+    answer: list[Answer] = []
     size = 0
     for each in wanted.asked:
         began_s = time.monotonic()
@@ -229,15 +215,10 @@ def _look(bucket: OpenBucket, asked: Asked, writer_wait: WriterWait, now_s: floa
     return seen if is_plain and is_text(seen.attrs, seen.labels, seen.tags) else None
 
 
-def _packed(taken: copy.Taken, *, with_data: bool) -> Taken:
-    s = taken.found
-    numbers = (s.st_mode, s.st_ino, s.st_dev, s.st_nlink, s.st_uid, s.st_gid, s.st_size)
-    seconds = (int(s.st_atime), int(s.st_mtime), int(s.st_ctime))
-    return Taken(
-        (*numbers, *seconds, s.st_mtime_ns, s.st_ctime_ns, s.st_blocks),
-        taken.size, taken.digest, taken.posix, taken.attrs, taken.tags, taken.labels, taken.racy, taken.moving,
-        taken.held_open, taken.data is not None, taken.data if with_data else None,
-    )  # fmt: skip
+def _packed(taken: copy.Taken, *, with_data: bool) -> tuple[copy.Taken, Times]:
+    found = taken.found
+    times = found.st_mtime_ns, found.st_ctime_ns, found.st_blocks
+    return replace(taken, data=taken.data if with_data else None, is_held=taken.data is not None), times
 
 
 def carry_out_stage(order: bytes, buckets: Sequence[OpenBucket], held: Contents) -> bytes:
@@ -251,7 +232,7 @@ def _stage(bucket: OpenBucket, version: Version, held: Contents) -> tuple[bytes,
     if data is None:
         return None
     try:
-        staged = copy.stage_data(bucket, version, data)
+        staged = copy.stage_content(bucket, version, data)
     except Exception:  # the daemon tries again, and deals with what it meets
         return None
     return staged.name, staged.sidecar
