@@ -25,6 +25,7 @@ RIDDLES = re.compile(
 
 PACKAGE = Path(fsrepl.__file__).parent
 CODE = PACKAGE.parent / "docs" / "reference" / "code.md"
+WAY = (PACKAGE.parent / "README.md").read_text().partition("## Finding one's way")[2].partition("\n## ")[0]
 Trees = dict[str, ast.Module]
 
 
@@ -102,6 +103,12 @@ def test_the_map_in_the_docs_is_the_tree() -> None:
     assert tuple(name.rstrip("/").removesuffix(".py") for name in tops) == ORDER
 
 
+def test_the_map_in_the_readme_is_the_tree() -> None:
+    """README, Finding one's way: all folders, in the order of their imports."""
+    named = re.findall(r"`(\w+)`", WAY.partition("| word |")[0])
+    assert tuple(name for name in named if name != "fsrepl") == ORDER
+
+
 def test_only_lists_of_equal_parts_are_long() -> None:
     """Architecture: a file has one idea, and what is long without being a list of equal parts has two."""
     lines = {path.relative_to(PACKAGE).as_posix(): path.read_bytes().count(b"\n") for path in PACKAGE.rglob("*.py")}
@@ -115,8 +122,8 @@ def test_the_tests_have_the_folders_of_the_package() -> None:
 
 
 def test_the_glossary_is_short() -> None:
-    """docs/reference/code.md: a reader learns 20 words at most, beside those of S3."""
-    words = re.findall(r"^\| (\w+) \| [A-Z]", CODE.read_text(), re.MULTILINE)
+    """README, Finding one's way: a reader learns 20 words at most, beside those of S3."""
+    words = re.findall(r"\| (\w+) \| (?=[A-Z])", WAY)
     assert len(set(words)) == len(words) <= WORDS_MAX
     assert {"version", "delivery", "view"} <= set(words)
 
