@@ -24,6 +24,7 @@ from fsrepl.link import channel, frames, ssh
 from fsrepl.link.channel import Channel
 from fsrepl.link.frames import FromAgent, Hello, Welcome
 from fsrepl.model import json_text
+from fsrepl.model.address import name_of
 from fsrepl.model.version import Versioning
 from fsrepl.remote.elsewhere import Elsewhere
 from fsrepl.settings import HostSettings
@@ -74,7 +75,7 @@ class Host(Elsewhere):
         return f"name the bucket that is replicated to it, or say `fsrepl --site {where}` on that machine"
 
     def place_of(self, address: str) -> str:
-        return f"{self.url}/{address.partition('/')[2]}"
+        return f"{self.url}/{name_of(address)}"
 
     @property
     def connection(self) -> Connection | None:

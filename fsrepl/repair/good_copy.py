@@ -158,10 +158,9 @@ def _copies(
         other = elsewhere.buckets[address]
         with contextlib.suppress(OSError, Unavailable):  # its tier may be away
             yield address, other, _open(other, target, records[address]), records[address].place
-    directory, name = keys.split(version.key)
     for other in (bucket, *(elsewhere.buckets[address] for address in records)):
         with contextlib.suppress(OSError):
-            fd = other.fs.open_read(other.views.get(directory), name)
+            fd = other.open_view(version.key)
             found = other.fs.stat_fd(fd)
             if other.fs.is_regular(found) and found.st_size == version.size:
                 yield f"the file in {other.address}", other, fd, None

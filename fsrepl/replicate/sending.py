@@ -246,8 +246,7 @@ class StoredContent:
         try:
             with contextlib.suppress(OSError):
                 if is_first:
-                    directory, name = keys.place(self._version.key)
-                    view = fs.open_read(self._bucket.views.get(directory), name)
+                    view = self._bucket.open_view(self._version.key)
                     if shared_blocks.is_warmer(fs, view, self._fd) and shared_blocks.have_same(fs, view, self._fd):
                         self._view = view
             yield

@@ -125,6 +125,11 @@ class OpenBucket:
         directory, name = keys.place(key)
         return self.fs.stat(self.views.get(directory), name)
 
+    def open_view(self, key: bytes) -> int:
+        """The file in the place of a file's view, opened to be read. Raises OSError, ELOOP for a symlink."""
+        directory, name = keys.place(key)
+        return self.fs.open_read(self.views.get(directory), name)
+
     @property
     def coarse_ns(self) -> int:
         """The longest interval between two changes that may leave equal times on a file here."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from fsrepl.model.address import region_of
 from fsrepl.settings import RegionSettings
 from fsrepl.storage.bucket import Bucket, OpenBucket
 from fsrepl.storage.bucket_documents import Documents, Identity
@@ -38,7 +39,7 @@ def lend(bucket: OpenBucket) -> Lent:
 def borrow(lent: Lent, fd: int, fs: Fs) -> OpenBucket:
     """The bucket in a process that has borrowed it, which closes the descriptor with it, also where this raises
     OSError."""
-    region = lent.address.partition("/")[0]
+    region = region_of(lent.address)
     root = Root(fs, time.time_ns, Identities(), RegionSettings(region, Path("/"), lent.sharing))
     bucket = Bucket(root, lent.address, "", lambda _: [])
     bucket.documents = Documents(identity=Identity(trees=lent.trees))
