@@ -220,13 +220,13 @@ class World:
             for queue in region.queues.values():
                 queue.retry_now()
             for state in region.states.values():
-                state.up_again_at_s = state.displaced_at_s = state.lifecycle_look_s = 0.0
-                if state.lifecycle is not None:
-                    state.lifecycle.due_s = 0.0
-                state.copy_again_at_s.clear()
-                state.placing.waits = dict.fromkeys(state.placing.waits, 0.0)
-                state.resting = {path: replace(each, due_s=0.0) for path, each in state.resting.items()}
-                for each in (*state.deferred.values(), *state.stale.values()):
+                state.attachment.up_again_at_s = state.views.displaced_at_s = state.lifecycle.look_s = 0.0
+                if state.lifecycle.run is not None:
+                    state.lifecycle.run.due_s = 0.0
+                state.captures.copy_again_at_s.clear()
+                state.lifecycle.placing.waits = dict.fromkeys(state.lifecycle.placing.waits, 0.0)
+                state.views.resting = {path: replace(each, due_s=0.0) for path, each in state.views.resting.items()}
+                for each in (*state.captures.deferred.values(), *state.views.stale.values()):
                     each.due_s = 0.0
 
     def restart(self, *, fs: Fs | None = None, without_journal: bool = False) -> None:

@@ -151,7 +151,7 @@ def apply(
     _note(region, state, change, known, seen)
     if taken is not None and taken.kind is not Kind.DIRECTORY:
         names.look_at_others(region, bucket, change, taken)
-    is_stale = key in state.stale
+    is_stale = key in state.views.stale
     evidence = _Evidence(region, bucket, key, known, taken, is_stale)
     judged = partial(
         judge.judge, seen, known, evidence, is_stale=is_stale,
@@ -177,7 +177,7 @@ def apply(
         staging.unstage(bucket, taken.staged)
     match decision:
         case ShowCurrent():
-            if key not in state.stale:
+            if key not in state.views.stale:
                 stale.mark_stale(region, state, key, "the view is behind its version", durable=False)
             else:
                 stale.try_soon(state, key)
@@ -212,7 +212,7 @@ def _may_be_made(taken: copy.Taken | None) -> bool:
 
 def _copy_again_in_s(state: BucketState, key: bytes) -> float:
     """How long a large file that was copied lately is left alone; not positive where it need not be."""
-    return state.copy_again_at_s.get(key, 0.0) - time.monotonic()
+    return state.captures.copy_again_at_s.get(key, 0.0) - time.monotonic()
 
 
 def _note(region: Region, state: BucketState, change: Change, known: Object | None, seen: look.Seen) -> None:
@@ -220,20 +220,20 @@ def _note(region: Region, state: BucketState, change: Change, known: Object | No
     key = change.key
     state.note_skipped(key, there=isinstance(seen, look.Missing) and bool(seen.why))
     if not isinstance(seen, (look.Large, copy.Taken)):
-        state.faults.pop(key, None)
+        state.captures.faults.pop(key, None)
     match seen:
         case look.Missing(why) if not why:
             stale.retry_blocked(region, state)
-        case look.Skipped(why) if state.unreadable.get(key) != why:  # once, and not at every look
+        case look.Skipped(why) if state.captures.unreadable.get(key) != why:  # once, and not at every look
             log.warning('not captured bucket=%s key="%s": %s', change.address, keys.shown(key), why)
     match seen:
         case look.Skipped(why):
-            state.unreadable[key] = why
+            state.captures.unreadable[key] = why
         # The file may have other content by now; an inspection that knows less must not report it as captured.
         case look.Closed(why=why) if known and known.view and _may_be_written(change, known.view):
-            state.unreadable[key] = why
+            state.captures.unreadable[key] = why
         case _:
-            state.unreadable.pop(key, None)
+            state.captures.unreadable.pop(key, None)
 
 
 def _may_be_written(change: Change, view: View) -> bool:
@@ -265,7 +265,7 @@ def new_version(
         version = _changed_directory(bucket, version, known, taken)
     if bucket.bucket.trees and taken.kind is not Kind.DIRECTORY and taken.found.st_nlink > 1:
         version = replace(version, link=names.linked_to(region, bucket, change.key, taken))
-        state.new_names.setdefault(taken.found.st_ino, []).append(version)
+        state.captures.new_names.setdefault(taken.found.st_ino, []).append(version)
     in_effect = _in_effect(region, state, change, lambda: taken.found.st_ctime_ns)
     if chosen := rules.choose(state.bucket.replication, version, in_effect=in_effect):
         version = replace(version, deliveries=chosen)
@@ -322,7 +322,7 @@ def _record_edit(
             stale.show_anew(region, state, bucket, key)
         elif taken.is_placed:
             _set_time_again(bucket, key, shown)
-    elif key not in state.stale:
+    elif key not in state.views.stale:
         stale.mark_stale(region, state, key, "the view is behind its version", durable=False)
     else:
         stale.try_soon(state, key)
@@ -368,9 +368,9 @@ def _in_effect(
     """
     if not change.flags & FOUND or change.flags & (CLOSED | MOVED | ARRIVED):
         return None
-    if state.scanned_ns is None:
-        state.scanned_ns = region.engine.journal.scanned_ns(change.address)
-    written_ns = max(ctime_ns(), state.scanned_ns)
+    if state.scan_times.recorded_ns is None:
+        state.scan_times.recorded_ns = region.engine.journal.scanned_ns(change.address)
+    written_ns = max(ctime_ns(), state.scan_times.recorded_ns)
     return {name for name, since in state.bucket.documents.since.items() if since.ctime_ns <= written_ns}
 
 

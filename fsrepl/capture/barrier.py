@@ -25,9 +25,9 @@ def watch_barrier(region: Region, state: BucketState, bucket: OpenBucket) -> Non
     fd = bucket.fs.open_dir(bucket.tmp, BARRIER)
     try:
         watcher.watch_barrier(bucket.address, fd)
-        state.has_barrier = True
+        state.scan_times.has_barrier = True
     except WatchLimit:
-        state.has_barrier = False
+        state.scan_times.has_barrier = False
     finally:
         bucket.fs.close(fd)
 
@@ -43,7 +43,7 @@ def pass_barrier(region: Region, state: BucketState, timeout_s: float) -> int:
     schedule.look_at_mounts(region, state)
     epoch = _next_epoch(region, state, timeout_s)
     region.changes.flush_settling(state.bucket.address)
-    for later in state.deferred.values():
+    for later in state.captures.deferred.values():
         if later.opened:
             later.due_s = 0.0
     return epoch
@@ -52,10 +52,10 @@ def pass_barrier(region: Region, state: BucketState, timeout_s: float) -> int:
 def _next_epoch(region: Region, state: BucketState, timeout_s: float) -> int:
     watcher = region.engine.watcher
     assert watcher is not None
-    if not state.has_barrier:
+    if not state.scan_times.has_barrier:
         with state.bucket.open() as bucket:
             watch_barrier(region, state, bucket)
-    if state.has_barrier:
+    if state.scan_times.has_barrier:
         return _read_sentinel(region, state, timeout_s)
     # No watch is available even for the sentinel: changes made before now are found by a scan that begins now.
     schedule.begin(region, state, arrived=True)
@@ -71,7 +71,7 @@ def _read_sentinel(region: Region, state: BucketState, timeout_s: float) -> int:
         try:
             at = bucket.fs.open_dir(bucket.tmp, BARRIER)
         except FileNotFoundError:
-            state.has_barrier = False  # removed by a user: the next call makes it again
+            state.scan_times.has_barrier = False  # removed by a user: the next call makes it again
             return 0
         try:
             bucket.fs.close(bucket.fs.create(at, name))

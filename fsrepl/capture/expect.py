@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 
 from fsrepl.errors import FsreplError
-from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Version
 from fsrepl.region.bucket_state import BucketState
@@ -31,7 +30,7 @@ _SAMPLES, _SAMPLE_BYTES = 16, 4096
 def may_be_announced(state: BucketState, key: bytes, size_bytes: int) -> bool:
     """Whether a file is worth a look: one of a bucket at a time, and none of which the last announcement came to
     nothing."""
-    return size_bytes >= _WORTH_BYTES and state.announced is None and key not in state.unsteady
+    return size_bytes >= _WORTH_BYTES and state.captures.announced is None and key not in state.captures.unsteady
 
 
 def announce(region: Region, bucket: OpenBucket, key: bytes, known: Object | None) -> Expected | None:
@@ -54,11 +53,11 @@ def announce(region: Region, bucket: OpenBucket, key: bytes, known: Object | Non
 
 def end(region: Region, state: BucketState, expected: Expected | None, *, is_published: bool) -> None:
     """Tell the destinations that the capture has ended, once the deliveries of a new version are handed over."""
-    state.announced = None
+    state.captures.announced = None
     if expected is None:
         return
     if not is_published:
-        state.unsteady.add(expected.key)
+        state.captures.unsteady.add(expected.key)
     for destination in expected.destinations:
         _tell(region, ExpectNoMore(destination, expected, is_published))
 
@@ -79,9 +78,8 @@ def _copies(region: Region, destination: str) -> bool:
 def _has_changed_little(bucket: OpenBucket, version: Version) -> bool:
     """Whether samples of a key's file are as in its version. Raises OSError, FsreplError."""
     fs = bucket.fs
-    directory, name = keys.place(version.key)
     with contextlib.ExitStack() as opened:
-        opened.callback(fs.close, now := fs.open_read(bucket.views.get(directory), name))
+        opened.callback(fs.close, now := bucket.open_view(version.key))
         opened.callback(fs.close, before := versions.open_content(bucket, version))
         size = min(fs.stat_fd(now).st_size, version.size)
         step = size // _SAMPLES // _SAMPLE_BYTES * _SAMPLE_BYTES

@@ -125,9 +125,10 @@ def _settings(region: Region, bucket: OpenBucket) -> tuple[float, float, tuple[s
 
 def _plain(state: BucketState, changes: Sequence[Change], objects: Mapping[bytes, Object]) -> list[Asked]:
     """The keys of files that are to be looked at for their content, and for nothing else."""
-    if state.captures_singly:
+    captures, views = state.captures, state.views
+    if captures.singly:
         return []
-    queues = (state.deferred, state.stale, state.copying, state.unapplied, state.set_aside, state.faults)
+    queues = captures.deferred, views.stale, captures.copying, views.unapplied, captures.set_aside, captures.faults
     waits = [each for each in queues if each]  # mostly none
     plain = []
     for _, key, flags, _, since_s in changes:

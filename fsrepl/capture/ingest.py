@@ -51,14 +51,14 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
     if state.bucket.versioning is Versioning.OFF:
         return []
     if paused := apply.no_room(region, bucket):
-        if not state.paused:
+        if not state.captures.paused:
             log.warning("paused bucket=%s: %s", bucket.address, paused)
-        state.paused = paused
+        state.captures.paused = paused
         for change in changes:
             region.defer(state, change, AGAIN_S, paused)
         return []
-    state.paused = ""
-    state.new_names.clear()
+    state.captures.paused = ""
+    state.captures.new_names.clear()
     if state.bucket.trees:
         changes = _with_directories(region, state, changes)
     objects = region.engine.journal.versions.look_up(bucket.address, [change.key for change in changes])
@@ -87,7 +87,7 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         _publish_staged(region, state, bucket, staged, staging)
         staged, staging = [new for new in batch if new.staged.name], next_staging
     _publish_staged(region, state, bucket, staged, staging)
-    state.captures_singly &= bool(left)
+    state.captures.singly &= bool(left)
     return left
 
 
@@ -117,7 +117,7 @@ def _take_chunk(
                 continue
             if _is_as_recorded(state, bucket, change, known):
                 continue
-            if state.captures_singly or change.key in state.set_aside:
+            if state.captures.singly or change.key in state.captures.set_aside:
                 _take_singly(region, state, bucket, change, known)
                 continue
             new = look_at_key(region, state, bucket, change, known, now_s)
@@ -158,21 +158,22 @@ def _is_recorded_removal(state: BucketState, change: Change, known: Object | Non
     as of replicas and expired objects, make events too."""
     if change.flags != GONE or known is None or not known.marker or known.view is not None:
         return False
-    waits = (state.deferred, state.stale, state.copying, state.set_aside, state.faults, state.unreadable)
+    now, stale_views = state.captures, state.views.stale
+    waits = now.deferred, stale_views, now.copying, now.set_aside, now.faults, now.unreadable
     return not any(change.key in keys_ for keys_ in waits)
 
 
 def _is_as_recorded(state: BucketState, bucket: OpenBucket, change: Change, known: Object | None) -> bool:
     """Whether a view is as it was recorded, and nothing else is to be done for its key: labels that the daemon writes,
     and views that it makes, make events too."""
-    key = change.key
+    key, now, views = change.key, state.captures, state.views
     if known is None or known.view is None or change.flags & (CLOSED | GONE | FOUND):
         return False
     if known.view.is_link or keys.is_directory(key):
         return False
-    if key in state.deferred or key in state.stale or key in state.copying or key in state.unapplied:
+    if key in now.deferred or key in views.stale or key in now.copying or key in views.unapplied:
         return False
-    if key in state.set_aside or key in state.faults or key in state.unreadable:
+    if key in now.set_aside or key in now.faults or key in now.unreadable:
         return False
     try:
         return look.is_unchanged(known, bucket.view_status(key))
@@ -205,7 +206,7 @@ def _with_directories(region: Region, state: BucketState, changes: Sequence[Chan
     missing = {
         key: change
         for key, change in above.items()
-        if key not in first and key not in state.stale and (key not in known or known[key].marker)
+        if key not in first and key not in state.views.stale and (key not in known or known[key].marker)
     }
     rest = [each for each in changes if each.key not in first]
     named = {each.key for each in rest}
@@ -215,14 +216,14 @@ def _with_directories(region: Region, state: BucketState, changes: Sequence[Chan
 
 def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None) -> None:
     """Capture a key by itself, so that an unexpected error concerns this key alone."""
-    state.set_aside.pop(change.key, None)
+    state.captures.set_aside.pop(change.key, None)
     if (new := look_at_key(region, state, bucket, change, known, time.monotonic())) is None:
         return
     with _set_aside(region, state, change):
         try:
             publish(region, state, bucket, [new])
         except Exception:
-            state.is_indexed = False
+            state.attachment.is_indexed = False
             if new.version.id != NULL and not region.engine.journal.versions.has_version(bucket.address, new.version):
                 versions.remove(bucket, new.version)  # not visible yet, and the next try makes another one
             raise
@@ -253,15 +254,15 @@ def look_at_key(
     """The version that a look at a key makes, staged, if it makes one now. began_s: the monotonic time."""
     if not keys.is_key(change.key):
         return None
-    if (waited := state.deferred.pop(change.key, None)) is not None:
+    if (waited := state.captures.deferred.pop(change.key, None)) is not None:
         # The reason to wait still applies, and so does the earlier epoch of a `wait`.
         since_s = waited.change.since_s if waited.opened else change.since_s
         change = change._replace(epoch=min(change.epoch, waited.change.epoch), since_s=since_s)
-    if change.key in state.copying:
+    if change.key in state.captures.copying:
         region.defer(state, change, AGAIN_AT_LEAST_S, "the file is being copied")
         return None
     try:
-        if change.key in state.unapplied:
+        if change.key in state.views.unapplied:
             edits.finish_unapplied(region, state, bucket, change.key)
             known = region.engine.journal.versions.object(bucket.address, change.key)
         open_for_s = began_s - change.since_s
@@ -306,14 +307,14 @@ def _defer_after(region: Region, state: BucketState, change: Change, error: Exce
         log.error(
             'set aside bucket=%s key="%s": unexpected error', change.address, keys.shown(change.key), exc_info=error
         )
-        state.set_aside[change.key] = UNEXPECTED
+        state.captures.set_aside[change.key] = UNEXPECTED
         region.defer(state, change, SET_ASIDE_S, UNEXPECTED)
 
 
 def put_off(region: Region, state: BucketState, change: Change, error: Exception) -> None:
     """Defer a key after an error, with a growing delay."""
     why = reason(error)
-    attempts = state.faults[change.key] = state.faults.get(change.key, 0) + 1
+    attempts = state.captures.faults[change.key] = state.captures.faults.get(change.key, 0) + 1
     number = error.errno if isinstance(error, OSError) else None
     level = logging.WARNING if number in NO_SPACE else logging.ERROR
     # the daemon is ending; or it has few descriptors, which is no fault of this file, and said at the start
@@ -373,11 +374,11 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
     # the views are their users' now, whatever they waited for
     stale.mark_all_fresh(region, state, bucket, [new.version.key for new in published])
     for new in published:
-        if new.change.key in state.faults:
-            del state.faults[new.change.key]
+        if new.change.key in state.captures.faults:
+            del state.captures.faults[new.change.key]
         if new.taken and new.taken.is_placed:  # the symlink leads to the content of another version
             stale.mark_stale(region, state, new.version.key, "its symlink leads to another version", durable=False)
-            state.stale[new.version.key].due_s = 0.0
+            state.views.stale[new.version.key].due_s = 0.0
             if new.taken.destroyed is not None:
                 hardlinks.forget_restored(region, bucket, new.taken.destroyed)
         elif new.taken:
@@ -439,10 +440,10 @@ def _remove_left_directories(bucket: OpenBucket, published: Collection[NewVersio
 
 def copy_in_background(region: Region, state: BucketState, change: Change, size_bytes: int) -> None:
     """Copy and hash a large file in a background worker."""
-    state.copying[change.key] = change
+    state.captures.copying[change.key] = change
     began_s, expected = 0.0, None
     if is_announced := expect.may_be_announced(state, change.key, size_bytes):
-        state.announced = change.key
+        state.captures.announced = change.key
     progress = limits.Progress(change.key, "", change.address, change.address, size_bytes)
 
     def copy() -> look.Seen:
@@ -471,11 +472,11 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
                 else:
                     with region.at_work(state):
                         is_published = finish_large(region, state, change, seen)
-                        state.failures = 0
+                        state.attachment.failures = 0
             finally:
-                del state.copying[change.key]
+                del state.captures.copying[change.key]
                 if is_published:
-                    state.unsteady.discard(change.key)
+                    state.captures.unsteady.discard(change.key)
                 if is_announced:
                     expect.end(region, state, expected, is_published=is_published)
         region.engine.notify()
@@ -485,6 +486,6 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
 
 def _delay_next_copy(region: Region, state: BucketState, key: bytes, took_s: float) -> None:
     """Make a key that keeps changing wait five times as long as its last capture took. Source: design.md, section 7."""
-    now_s = time.monotonic()
-    state.copy_again_at_s = {k: until_s for k, until_s in state.copy_again_at_s.items() if until_s > now_s}
-    state.copy_again_at_s[key] = now_s + min(5 * took_s, region.engine.settings.capture.open_max_s)
+    now_s, captures = time.monotonic(), state.captures
+    captures.copy_again_at_s = {k: until_s for k, until_s in captures.copy_again_at_s.items() if until_s > now_s}
+    captures.copy_again_at_s[key] = now_s + min(5 * took_s, region.engine.settings.capture.open_max_s)

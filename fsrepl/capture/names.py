@@ -72,7 +72,7 @@ def linked_to(region: Region, bucket: OpenBucket, key: bytes, taken: copy.Taken)
         for other, known in rows.items()
         if known.digest == taken.digest and known.view and known.view.shown == known.id
     ]  # fmt: skip
-    of_batch = region.states[bucket.address].new_names.get(found.st_ino, ())
+    of_batch = region.states[bucket.address].captures.new_names.get(found.st_ino, ())
     named += [(*version.order, version.key) for version in of_batch if version.digest == taken.digest]
     for _, version_id, other in sorted(named):
         if other != key and _is_file(bucket, other, found):

@@ -23,7 +23,7 @@ _START_BYTES = 4096
 
 def note(region: Region, state: BucketState, bucket: OpenBucket, published: Sequence[NewVersion]) -> None:
     """Count new versions of existing keys; a warning, an event and a count where they are too many at once."""
-    rewrites, now_s, many = state.rewrites, time.monotonic(), False
+    rewrites, now_s, many = state.captures.rewrites, time.monotonic(), False
     for new in published:
         taken, known = new.taken, new.known
         if taken is None or known is None or known.marker or taken.size == 0:

@@ -47,7 +47,7 @@ def begin(
 ) -> None:
     """Begin to scan a bucket, or one directory of it. arrived: see Scan."""
     if not top:
-        state.rescan_at_s = time.monotonic() + region.engine.settings.capture.rescan_s
+        state.scan_times.rescan_at_s = time.monotonic() + region.engine.settings.capture.rescan_s
     state.scans.add(Scan(state.bucket.address, top, arrived, region.engine.epoch if epoch is None else epoch))
 
 
@@ -72,9 +72,9 @@ def watch_known(region: Region, bucket: OpenBucket) -> None:
 
 def poll(region: Region, state: BucketState) -> None:
     """Scan the directories without a watch."""
-    if state.trouble.polled or state.lacks_tier_watch:
-        state.polled_since_s = time.monotonic()
-    if state.lacks_tier_watch:
+    if state.trouble.polled or state.scan_times.lacks_tier_watch:
+        state.scan_times.polled_since_s = time.monotonic()
+    if state.scan_times.lacks_tier_watch:
         begin(region, state, arrived=True)
         return
     for path in highest(state.trouble.polled):
@@ -87,9 +87,9 @@ def look_at_mounts(region: Region, state: BucketState) -> None:
     Neither makes an event.
     """
     table = state.bucket.fs.mounts()
-    if table != state.mounts_seen:
-        state.mounts_seen = table
-        covered = [key for key, why in state.unreadable.items() if why == look.MOUNTED]
+    if table != state.scan_times.mounts_seen:
+        state.scan_times.mounts_seen = table
+        covered = [key for key, why in state.captures.unreadable.items() if why == look.MOUNTED]
         region.changes.add(state.bucket.address, covered, region.engine.epoch)
         top = os.path.realpath(os.fsencode(state.bucket.path)) + b"/"
         for line in table.splitlines():
@@ -117,13 +117,13 @@ def _is_covered(bucket: OpenBucket, path: bytes) -> bool:
 
 def probe_now(region: Region, state: BucketState, now_s: float) -> None:
     """Scan directories that could not be read because of an error that may pass, with a growing delay."""
-    passing = state.trouble.passing
+    passing, times = state.trouble.passing, state.scan_times
     if not passing:
-        state.look_agains, state.look_again_at_s = 0, 0.0
-    elif not state.look_again_at_s:
-        state.look_again_at_s = now_s + delivery_queue.retry_delay_s(state.look_agains + 1, _LOOK_AGAIN_MAX_S)
-    elif now_s >= state.look_again_at_s:
-        state.look_agains, state.look_again_at_s = state.look_agains + 1, 0.0
+        times.look_agains, times.look_again_at_s = 0, 0.0
+    elif not times.look_again_at_s:
+        times.look_again_at_s = now_s + delivery_queue.retry_delay_s(times.look_agains + 1, _LOOK_AGAIN_MAX_S)
+    elif now_s >= times.look_again_at_s:
+        times.look_agains, times.look_again_at_s = times.look_agains + 1, 0.0
         for path in highest(passing):
             begin(region, state, path, arrived=passing[path])
 
@@ -141,18 +141,18 @@ def start_due(region: Region, state: BucketState) -> None:
     """Begin the scans that are due."""
     if state.scans:
         return
-    now_s = time.monotonic()
-    if state.polled_since_s:
-        took_s, state.polled_since_s = now_s - state.polled_since_s, 0.0
-        state.poll_at_s = now_s + max(_POLL_S, _POLL_SHARE * took_s)
-    if now_s >= state.rescan_at_s:
+    now_s, times = time.monotonic(), state.scan_times
+    if times.polled_since_s:
+        took_s, times.polled_since_s = now_s - times.polled_since_s, 0.0
+        times.poll_at_s = now_s + max(_POLL_S, _POLL_SHARE * took_s)
+    if now_s >= times.rescan_at_s:
         begin(region, state)
         return
     if tier_watches.is_due(region, state, now_s):
         tier_watches.watch_again(region, state)
     look_at_mounts(region, state)
     probe_now(region, state, now_s)
-    if (state.trouble.polled or state.lacks_tier_watch) and now_s >= state.poll_at_s:
+    if (state.trouble.polled or times.lacks_tier_watch) and now_s >= times.poll_at_s:
         poll(region, state)
 
 
@@ -252,12 +252,12 @@ def _step(region: Region, state: BucketState) -> None:
                 tier_watches.watch(region, state, bucket)  # before the listing, as the directories'
             done = advance(
                 scan, bucket, engine.journal.versions, region.changes, engine.watcher, state.trouble,
-                state.stale.__contains__, _STEP_S, listed,
+                state.views.stale.__contains__, _STEP_S, listed,
             )  # fmt: skip
             if not done:
                 return
             # a file that could not be read is in no listing: nothing else shows that it is gone
-            closed = [key for key in state.unreadable if is_below(key, scan.top)]
+            closed = [key for key in state.captures.unreadable if is_below(key, scan.top)]
             region.changes.add(scan.address, closed, scan.epoch, FOUND)
             state.scans.done(scan)
             state.looked_through(scan)
@@ -268,7 +268,7 @@ def _step(region: Region, state: BucketState) -> None:
 
 def _finished(state: BucketState, scan: Scan) -> None:
     """Note that a whole bucket was scanned."""
-    state.scan_began_ns = scan.began_ns
+    state.scan_times.began_ns = scan.began_ns
     address, polled = state.bucket.address, len(state.trouble.polled)
     if not state.is_scanned:
         log.info(
@@ -277,10 +277,10 @@ def _finished(state: BucketState, scan: Scan) -> None:
         )  # fmt: skip
     elif scan.queued:
         log.info("scan found bucket=%s changed=%d", address, scan.queued)
-    if polled and not state.reported_polled:
+    if polled and not state.scan_times.reported_polled:
         log.warning(
             "not watched bucket=%s directories=%d: the kernel gives no more watches; they are scanned every few "
             "seconds instead; `fsrepl doctor` shows how many are needed",
             address, polled,
         )  # fmt: skip
-    state.phase, state.reported_polled, state.may_lack_links = Phase.ONLINE, bool(polled), True
+    state.phase, state.scan_times.reported_polled, state.views.may_lack_links = Phase.ONLINE, bool(polled), True

@@ -16,7 +16,7 @@ from fsrepl.daemon.requests import Backfill
 from fsrepl.daemon.worker import Worker
 from fsrepl.errors import FsreplError, Refused, Usage
 from fsrepl.model import keys
-from fsrepl.region.bucket_state import Run
+from fsrepl.region.backfill_state import Run
 from fsrepl.replicate import backfill
 from fsrepl.replicate.backfill import AN_OBJECT_BYTES
 from fsrepl.s3 import rules
@@ -79,7 +79,7 @@ def _check_rules(bucket: OpenBucket, rule_ids: Collection[str]) -> None:
 def cancel(region: Worker, address: str, job_id: str) -> dict[str, object]:
     """Stop a job. Versions that are not sent yet get their status from before the job back; replicas stay."""
     state = region.ready(address)
-    run = state.jobs.get(job_id)
+    run = state.backfills.jobs.get(job_id)
     if run is None:
         raise Refused("InvalidRequest", f"job {job_id} of {address} has ended")
     with state.bucket.open() as bucket:
@@ -94,7 +94,7 @@ def listing(engine: Engine, address: str) -> list[dict[str, object]]:
     """The jobs of a bucket with their progress, oldest first; where the bucket is away, only running jobs."""
     region = engine.region_of(address)
     state = region.states.get(address)
-    runs = dict(state.jobs) if state else {}
+    runs = dict(state.backfills.jobs) if state else {}
     found: list[Job] = []
     with contextlib.suppress(FsreplError), engine.site.bucket(address).open() as bucket:
         found = backfill_jobs.load(bucket)[0]
@@ -142,9 +142,9 @@ def unfinished(engine: Engine, address: str, key: bytes = b"") -> set[str]:
     Where the bucket has been away since the daemon started, the jobs that the journal has.
     """
     state = engine.region_of(address).states.get(address)
-    if state is None or not (state.is_up or state.jobs):
+    if state is None or not (state.is_up or state.backfills.jobs):
         return set(engine.journal.fact(backfill_jobs.job_fact(address)).split())
-    going_on = [run.job for run in list(state.jobs.values())]
+    going_on = [run.job for run in list(state.backfills.jobs.values())]
     if key:
         stored = [
             Stored(*keys.split(key), created, i) for i, created, _ in engine.journal.versions.versions_of(address, key)

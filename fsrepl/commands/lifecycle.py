@@ -17,7 +17,7 @@ from fsrepl.model.amounts import counted
 from fsrepl.model.keys import Document
 from fsrepl.model.lifecycle import Lifecycle
 from fsrepl.model.version import Versioning
-from fsrepl.region.bucket_state import LifecycleRun
+from fsrepl.region.lifecycle_state import LifecycleRun
 from fsrepl.s3 import lifecycle
 from fsrepl.s3.due import Kind
 from fsrepl.storage.bucket import OpenBucket

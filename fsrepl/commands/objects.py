@@ -118,14 +118,14 @@ def as_new_version(
 
 def _unshown(state: BucketState, key: bytes, known: Object) -> str:
     """Why a key's file does not show the current version; empty where it does."""
-    if key in state.copying:
+    if key in state.captures.copying:
         return "the file was changed since, and is being captured"
-    if (waits := state.deferred.get(key)) is not None:
+    if (waits := state.captures.deferred.get(key)) is not None:
         return f"the file was changed since, and is not captured yet: {waits.why}"
-    if (stale_view := state.stale.get(key)) is not None:
+    if (stale_view := state.views.stale.get(key)) is not None:
         return "" if stale_view.conflict else stale_view.why  # status names an obstacle, and no command removes it
     if known.view is None or known.view.shown != known.id:
-        return state.unreadable.get(key, "the file was removed or replaced just now")
+        return state.captures.unreadable.get(key, "the file was removed or replaced just now")
     return ""
 
 

@@ -211,7 +211,7 @@ def _backfills(engine: Engine, request: requests.ListBackfills) -> Answer:
 def _cancel(engine: Engine, request: requests.CancelBackfill) -> Answer:
     for region in engine.regions.values():
         for address, state in list(region.states.items()):
-            if request.job in state.jobs:
+            if request.job in state.backfills.jobs:
                 return region.ask(functools.partial(backfills.cancel, region, address, request.job))
     ended = backfill_jobs.find(engine.site, request.job)
     raise Refused("InvalidRequest", f"job {request.job} of {ended.bucket} has ended: it is {ended.state}")

@@ -45,7 +45,7 @@ def _change(engine: Engine, bucket: Address | None, change: Callable[[str, Scrub
         def apply(address: str = address) -> None:
             save(engine.journal, address, change(address, load(engine.journal, address)))
             for state in engine.region_of(address).states.values():
-                state.scrub_look_s = 0.0
+                state.scrub.look_s = 0.0
 
         region.ask(apply)
         region.wake()

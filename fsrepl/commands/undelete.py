@@ -165,7 +165,7 @@ def _restore(
         with intended:
             publishing.publish_durable(bucket, [each.stored for each in staged])
             _show(region, state, bucket, staged)
-            if not all(state.stale[e.wanted.key].intent for e in staged if e.wanted.key in state.stale):
+            if not all(state.views.stale[e.wanted.key].intent for e in staged if e.wanted.key in state.views.stale):
                 intended.keep()
     except (OSError, FsreplError) as error:
         with region.at_work(state):  # it comes up again with what store and intent say: that is the rest of the batch
@@ -233,7 +233,7 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
         for version in behind:
             engine.journal.versions.add(address, version)
         links.refresh()
-    state.await_names(links.lacking)
+    state.views.await_names(links.lacking)
     now_s = time.monotonic()
     for version, _ in shown:
         stale.mark_fresh(region, state, bucket, version.key)

@@ -198,15 +198,15 @@ def _let_views_show(engine: Engine, scope: Scope, until_s: float | None, given_u
 
 def _is_under_way(region: Worker, state: BucketState, key: bytes) -> bool:
     """Whether a view is to be tried now, or its file to be captured for that."""
-    stale_view = state.stale.get(key)
+    stale_view = state.views.stale.get(key)
     if stale_view is None or stale_view.conflict:
         return False
-    later = state.deferred.get(key)
+    later = state.captures.deferred.get(key)
     return (
         stale_view.due_s <= time.monotonic()
-        or (state.retries_blocked and keys.is_directory(key))
+        or (state.views.retries_blocked and keys.is_directory(key))
         or region.changes.is_queued(state.bucket.address, key)
-        or key in state.copying
+        or key in state.captures.copying
         or (later is not None and not later.opened and later.due_s <= time.monotonic())
     )
 
@@ -224,7 +224,7 @@ def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None
 def _trouble(engine: Engine, address: str) -> str:
     """Why a bucket cannot be captured now; empty where it can."""
     state = engine.region_of(address).states.get(address)
-    why = (state.why if state.phase is Phase.SUSPENDED else state.paused) if state else ""
+    why = (state.why if state.phase is Phase.SUSPENDED else state.captures.paused) if state else ""
     return engine.site.buckets[address].trouble or (f"{address}: {why}" if why else "")
 
 
@@ -331,7 +331,7 @@ def _is_followed(state: BucketState) -> bool:
     bucket = state.bucket
     return (
         state.is_up
-        or state.unsettled
+        or state.attachment.unsettled
         or not (bucket.away or (bucket.versioning is Versioning.OFF and not bucket.trouble))
     )
 
@@ -360,14 +360,15 @@ def _in_hand(region: Worker, state: BucketState, scope: Scope, epoch: int) -> tu
     moves = region.moves
     if state.scans.is_pending(epoch) or changes.is_waiting(address, epoch, b"" if scope.linked else scope.key):
         return True, opened
-    for key, later in list(state.deferred.items()):
-        if not scope.is_written_through(key) or key in state.set_aside:
+    for key, later in list(state.captures.deferred.items()):
+        if not scope.is_written_through(key) or key in state.captures.set_aside:
             continue
         if later.opened and later.looked >= epoch:
             opened.add(f"{address}/{keys.shown(key)}")
         elif later.change.epoch < epoch:
             return True, opened
-    if any(change.epoch < epoch and scope.is_written_through(change.key) for change in list(state.copying.values())):
+    copying = list(state.captures.copying.values())
+    if any(change.epoch < epoch and scope.is_written_through(change.key) for change in copying):
         return True, opened
     return region.moves != moves, opened  # a change may have moved back to a queue that was already checked
 
@@ -388,7 +389,7 @@ def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:
     state = engine.region_of(address).states.get(address)
     if state is None or not state.is_up:
         return []
-    closed = [*list(state.unreadable.items()), *list(state.set_aside.items())]
+    closed = [*list(state.captures.unreadable.items()), *list(state.captures.set_aside.items())]
     found = [(keys.shown(key), why) for key, why in closed if scope.takes(key)]
     blind = list(state.trouble.unreadable.items())
     found += [(keys.shown(path) + "/", why) for path, why in blind if scope.reaches(path)]
@@ -407,7 +408,7 @@ def _unshown(engine: Engine, scope: Scope) -> list[str]:
     """Views in scope, and views of their replicas, that do not show their version, with the reason."""
     found = set()
     for _, state, key in _unshown_views(engine, scope):
-        if (stale_view := state.stale.get(key)) is not None:
+        if (stale_view := state.views.stale.get(key)) is not None:
             found.add(f"{state.bucket.address}/{keys.shown(key)}: {stale_view.why}")
     return sorted(found)
 
@@ -422,7 +423,7 @@ def _unshown_views(engine: Engine, scope: Scope) -> Iterator[tuple[Worker, Bucke
             state = region.states.get(shows) if region else None
             if region is None or state is None or not state.is_up:
                 continue
-            for key in list(state.stale):
+            for key in list(state.views.stale):
                 if scope.takes(key) and (shows == address or _is_replica(engine, shows, address, key)):
                     yield region, state, key
 

@@ -55,7 +55,7 @@ class Attaching(Region):
             self.suspend(self.states.pop(address), Phase.AWAY, "it left the site")
         for address, bucket in mine.items():
             state = self.states.setdefault(address, BucketState(bucket))
-            if state.is_up or not state.failures or time.monotonic() >= state.up_again_at_s:
+            if state.is_up or not state.attachment.failures or time.monotonic() >= state.attachment.up_again_at_s:
                 with self.at_work(state):
                     self._look_after(state)
         self.probed = True
@@ -63,7 +63,7 @@ class Attaching(Region):
     def probe_now(self) -> None:
         """Probe all buckets now, without the delay after a failure: a command waits for one."""
         for state in self.states.values():
-            state.up_again_at_s = 0.0
+            state.attachment.up_again_at_s = 0.0
         self.probe_buckets()
 
     def _look_after(self, state: BucketState) -> None:
@@ -71,12 +71,12 @@ class Attaching(Region):
             with state.bucket.open() as bucket:
                 self.follow_documents(state, bucket)
                 with contextlib.suppress(FsreplError, OSError):  # they are copies; the next probe tries again
-                    state.keeper.keep(self.engine.site, bucket)
-                is_due = not state.is_up and time.monotonic() >= state.up_again_at_s
+                    state.attachment.keeper.keep(self.engine.site, bucket)
+                is_due = not state.is_up and time.monotonic() >= state.attachment.up_again_at_s
                 if is_due and state.bucket.versioning is not Versioning.OFF:
                     self._bring_up(state, bucket)
-                elif state.is_scanned and time.monotonic() >= state.displaced_at_s:
-                    state.displaced_at_s = time.monotonic() + _DISPLACED_S
+                elif state.is_scanned and time.monotonic() >= state.views.displaced_at_s:
+                    state.views.displaced_at_s = time.monotonic() + _DISPLACED_S
                     quiet_s = self.engine.settings.capture.open_quiet_s
                     overtaken.record_all(self, state, bucket, displaced.clear(bucket, self.engine.journal, quiet_s))
                     bucket.sync()
@@ -99,18 +99,18 @@ class Attaching(Region):
         """Note now and then, between two batches, that the journal has all that is in the stores."""
         now_s, journal = time.monotonic(), self.engine.journal
         for state in self.states.values():
-            is_due = at_once or now_s - state.noted_s >= settled.NOTE_S
-            is_true = state.is_up and state.is_indexed and not self.has_failed
-            if is_true and is_due and state.noted_commits != journal.commits:
-                state.noted_s, state.noted_commits = now_s, journal.commits
+            is_due = at_once or now_s - state.attachment.noted_s >= settled.NOTE_S
+            is_true = state.is_up and state.attachment.is_indexed and not self.has_failed
+            if is_true and is_due and state.attachment.noted_commits != journal.commits:
+                state.attachment.noted_s, state.attachment.noted_commits = now_s, journal.commits
                 with contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:
                     settled.note(bucket, journal)
 
     def _report_exposed(self, state: BucketState) -> None:
         """Report that other users could read the daemon's own files, and close the files below as well."""
-        if state.bucket.exposed == state.reported_exposed:
+        if state.bucket.exposed == state.attachment.reported_exposed:
             return
-        state.reported_exposed = state.bucket.exposed
+        state.attachment.reported_exposed = state.bucket.exposed
         log.warning("opened bucket=%s: %s", state.bucket.address, state.bucket.exposed)
 
         def close() -> int:
@@ -125,23 +125,23 @@ class Attaching(Region):
     def _record_skipped(self, state: BucketState) -> None:
         """Record the number of entries that are no objects, which is shown without the daemon too."""
         number = state.trouble.skipped_number
-        if state.is_scanned and number != state.skipped_recorded:
+        if state.is_scanned and number != state.scan_times.skipped_recorded:
             with self.engine.journal.transaction():
                 self.engine.journal.set_skipped(state.bucket.address, number)
-            state.skipped_recorded = number
+            state.scan_times.skipped_recorded = number
 
     def _bring_up(self, state: BucketState, bucket: OpenBucket) -> None:
         """Bring a bucket online, at start or again: index, finish after a crash, watch, scan. In this order."""
         engine, address = self.engine, bucket.address
         self._index(state, bucket)
         state.bucket.ids = type(state.bucket.ids)(*engine.journal.versions.newest(address))
-        state.stale.clear()
+        state.views.stale.clear()
 
         def mark_stale(intent: Intent, outcome: show.NotShown) -> bool:
             stale.mark_stale(
                 self, state, intent.key, outcome.why, conflict=outcome.conflict, bucket=bucket, was=intent.was
             )
-            return bool(state.stale[intent.key].intent)
+            return bool(state.views.stale[intent.key].intent)
 
         intents = [intent.key for _, group in read_intents(bucket) for intent in group]
         following.look_before_recovery(self, state, bucket, intents)
@@ -153,12 +153,14 @@ class Attaching(Region):
         ignore_in_git(bucket.fs, bucket.meta)
         barrier.watch_barrier(self, state, bucket)
         backfill.resume(self, state, bucket)
-        state.was_scanned = self.engine.watcher is not None and engine.journal.scanned_ns(address) > 0
-        state.phase, state.why, state.unsettled, state.scanned_ns = Phase.SCANNING, "", False, None
-        state.is_indexed, state.noted_s = True, time.monotonic()
-        state.placing.begin_again()
-        state.placing.swept.clear()
-        state.placing.checks_links = True
+        state.scan_times.was_complete = self.engine.watcher is not None and engine.journal.scanned_ns(address) > 0
+        state.scan_times.recorded_ns = None
+        state.attachment.unsettled = False
+        state.phase, state.why = Phase.SCANNING, ""
+        state.attachment.is_indexed, state.attachment.noted_s = True, time.monotonic()
+        state.lifecycle.placing.begin_again()
+        state.lifecycle.placing.swept.clear()
+        state.lifecycle.placing.checks_links = True
         engine.recent.forget_data()
         halting.resume(self, state, bucket)
         overtaken.record_all(self, state, bucket, left.overtaken)
@@ -175,15 +177,15 @@ class Attaching(Region):
 
     def _index(self, state: BucketState, bucket: OpenBucket) -> None:
         journal = self.engine.journal
-        later = state.uncompared = []
+        later = state.attachment.uncompared = []
         with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
             reconcile.reconcile(
                 bucket, journal, afresh=journal.scanned_ns(bucket.address) == 0, rebuilder=rebuilder,
                 later=later if self.engine.threaded else None,
             )  # fmt: skip
         self._note_damaged(state, bucket, rebuilder)
-        state.lacks_records = rebuilder.waiting > 0
-        if state.lacks_records:
+        state.attachment.lacks_records = rebuilder.waiting > 0
+        if state.attachment.lacks_records:
             log.warning(
                 "not rebuilt bucket=%s versions=%d: their attributes are gone, and a region is away that may know more",
                 bucket.address, rebuilder.waiting,
@@ -199,7 +201,7 @@ class Attaching(Region):
         any."""
         busy = False
         for state in self.states.values():
-            if state.is_scanned and state.uncompared:
+            if state.is_scanned and state.attachment.uncompared:
                 busy = True
                 with self.at_work(state), state.bucket.open() as bucket:
                     self._compare_some(state, bucket)
@@ -208,8 +210,8 @@ class Attaching(Region):
     def _compare_some(self, state: BucketState, bucket: OpenBucket) -> None:
         journal, until_s, is_known = self.engine.journal, time.monotonic() + _COMPARE_S, True
         with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
-            while state.uncompared and time.monotonic() < until_s:
-                each = state.uncompared.pop()
+            while state.attachment.uncompared and time.monotonic() < until_s:
+                each = state.attachment.uncompared.pop()
                 if not reconcile.compare_later(bucket, journal, each, rebuilder):
                     is_known = False
                     schedule.begin(self, state, each.directory)
@@ -250,12 +252,12 @@ class Attaching(Region):
     def follow_documents(self, state: BucketState, bucket: OpenBucket) -> None:
         """Follow changed documents of a bucket: record since when its rules are in effect, and retry its deliveries."""
         documents = state.bucket.documents
-        if documents is state.documents:
+        if documents is state.attachment.documents:
             return
         if note_rules(bucket, self.engine.site.now()):
             state.bucket.refresh(bucket)
             documents = state.bucket.documents
-        first, state.documents = state.documents is None, documents
+        first, state.attachment.documents = state.attachment.documents is None, documents
         self.engine.remember_replication(bucket.address, documents.replication)
         if not first:
             for region in self.receivers.values():
@@ -269,7 +271,7 @@ class Attaching(Region):
         super().retry_now(address)
         refetch.retry_now(self)
         for state in self.states.values():
-            if state.is_up and state.lacks_records:
+            if state.is_up and state.attachment.lacks_records:
                 with self.at_work(state), contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:
                     self._index(state, bucket)
                     deliveries.enqueue_all(self, state)
@@ -277,7 +279,8 @@ class Attaching(Region):
     def has_looked(self) -> bool:
         """Whether every bucket is watched, or away: one that was never scanned is watched once it is."""
         states = list(self.states.values())
-        return self.probed and all(state.is_scanned or state.was_scanned or not state.is_up for state in states)
+        known = (state.is_scanned or state.scan_times.was_complete or not state.is_up for state in states)
+        return self.probed and all(known)
 
     def drop_bucket(self, address: str) -> None:
         """Suspend a bucket that is about to be removed."""

@@ -80,9 +80,9 @@ class ServedRegion(Worker):
     def _tell_lost(self) -> None:
         """Ask the site for versions that are destroyed here: there is no other region to fetch them from."""
         for address, state in self.states.items():
-            lost = {*state.overwritten, *((each.key, each.id) for each in state.damaged if not each.marker)}
+            lost = {*state.views.overwritten, *((each.key, each.id) for each in state.damaged if not each.marker)}
             told = self._told.setdefault(address, set())
-            told &= {*state.overwritten}
+            told &= {*state.views.overwritten}
             if news := lost - told:
                 told |= news
                 self._send(frames.Lost(address, sorted(news)))

@@ -92,7 +92,7 @@ class Worker(Attaching):
         log.log(level, "waiting region=%s seconds=%.1f: %s", self.name, delay_s, why)
         for state in self.states.values():
             self.suspend(state, Phase.SUSPENDED, why)
-            state.up_again_at_s = now_s + delay_s
+            state.attachment.up_again_at_s = now_s + delay_s
         for queue in self.queues.values():
             queue.backlog.close()
         self.queues.clear()
@@ -175,8 +175,8 @@ class Worker(Attaching):
         due = [self._probe_at_s]
         scans = any(
             (state.scans and not self.changes.is_full(address))
-            or state.directories
-            or (state.uncompared and state.is_scanned)
+            or state.views.directories
+            or (state.attachment.uncompared and state.is_scanned)
             for address, state in self.states.items()
             if state.is_up
         )
@@ -186,9 +186,10 @@ class Worker(Attaching):
             change_s = self.changes.next_s()
             due += [] if change_s is None else [change_s]
         for state in self.states.values():
-            if state.is_up and state.retries_blocked:
+            if state.is_up and state.views.retries_blocked:
                 return 0.0
-            due += [each.due_s for each in state.deferred.values()] + [each.due_s for each in state.stale.values()]
+            due += [each.due_s for each in state.captures.deferred.values()]
+            due += [each.due_s for each in state.views.stale.values()]
             if (labels := state.labels.next_s()) is not None:
                 due.append(labels)
             if state.is_up and (rest_s := resting.next_s(state)) is not None:
@@ -243,7 +244,7 @@ class Worker(Attaching):
         left_number = 0
         in_hand = {(change.address, change.key) for change in changes}  # a batch has a key once
         for address, state in self.states.items():
-            for each in state.deferred.values() if state.is_up else ():
+            for each in state.captures.deferred.values() if state.is_up else ():
                 if each.due_s > now_s or (address, each.change.key) in in_hand:
                     continue
                 if self.changes.is_queued(address, each.change.key):
@@ -265,7 +266,7 @@ class Worker(Attaching):
                 left = [change for change in left if (address, change.key) in in_hand]  # the others are still deferred
                 self.changes.put_back(left)
                 left_number += len(left)
-                state_.failures = 0
+                state_.attachment.failures = 0
                 halting.settle(self, state_)
         # Taking a key and putting it back costs a tenth of its capture: the next batch is what this one had time for.
         done = len(in_hand) - left_number
@@ -275,18 +276,18 @@ class Worker(Attaching):
             if state.withheld and state.is_up:
                 with self.at_work(state):
                     halting.settle(self, state)
-            if state.scan_began_ns:
+            if state.scan_times.began_ns:
                 self._note_scanned(state)
         return bool(changes)
 
     def _note_scanned(self, state: BucketState) -> None:
         """Record a scan once all that it found is recorded: later finds appeared after that scan began."""
         address = state.bucket.address
-        in_hand = state.copying or any(each.change.flags & FOUND for each in state.deferred.values())
+        in_hand = state.captures.copying or any(each.change.flags & FOUND for each in state.captures.deferred.values())
         if not in_hand and not self.changes.has_found(address):
             with self.engine.journal.transaction():
-                self.engine.journal.set_scanned(address, state.scan_began_ns)
-            state.scanned_ns, state.scan_began_ns = state.scan_began_ns, 0
+                self.engine.journal.set_scanned(address, state.scan_times.began_ns)
+            state.scan_times.recorded_ns, state.scan_times.began_ns = state.scan_times.began_ns, 0
             for queue in self.queues.values():
                 if queue.destination == address:
                     queue.retry_now()  # deliveries that waited for the capture of a view
@@ -329,7 +330,7 @@ class Worker(Attaching):
     def _backfill(self) -> bool:
         busy = False
         for state in self.states.values():
-            if state.is_up and (state.jobs or state.orphaned):
+            if state.is_up and (state.backfills.jobs or state.backfills.orphaned):
                 with self.at_work(state):
                     busy |= backfill.step(self, state)
         return busy

@@ -26,7 +26,8 @@ from fsrepl.model import keys
 from fsrepl.model.lifecycle import Lifecycle
 from fsrepl.model.version import NULL, Origin, Version, Versioning
 from fsrepl.model.view import View
-from fsrepl.region.bucket_state import BucketState, Damaged, LifecycleRun
+from fsrepl.region.bucket_state import BucketState, Damaged
+from fsrepl.region.lifecycle_state import LifecycleRun
 from fsrepl.region.region import Region
 from fsrepl.s3 import due, events
 from fsrepl.s3.due import Action, Kind
@@ -126,7 +127,7 @@ class ActionGroup:
         if (
             facts is None or facts.tags is None or facts.storage_class is None
             or facts.status is not None or facts.in_tier
-            or wanted.action.storage_class or facts.id == NULL or self.state.jobs
+            or wanted.action.storage_class or facts.id == NULL or self.state.backfills.jobs
         ):  # fmt: skip
             return None
         try:
@@ -173,10 +174,10 @@ class ActionGroup:
 
     def _is_in_hand(self, key: bytes) -> bool:
         """Whether something of a key waits to be captured or shown: then what is current may change just now."""
-        held = self.state.stale.get(key)
+        held = self.state.views.stale.get(key)
         if held is not None and not held.conflict:
             return True
-        if key in self.state.deferred or key in self.state.copying:
+        if key in self.state.captures.deferred or key in self.state.captures.copying:
             return True
         return self.region.changes.is_queued(self.bucket.address, key)
 
@@ -231,7 +232,7 @@ class ActionGroup:
             publishing.publish_durable(self.bucket, staged)
             self._tell(events.Name.MARKED, markers)
             self._show(markers, was)
-            if not all(self.state.stale[m.key].intent for m in markers if m.key in self.state.stale):
+            if not all(self.state.views.stale[m.key].intent for m in markers if m.key in self.state.views.stale):
                 intended.keep()
         self._note(
             [(Kind.EXPIRE, each.version, f" marker={marker.id}") for each, marker in zip(expired, markers, strict=True)]
@@ -251,7 +252,7 @@ class ActionGroup:
         A crash before the record is written leaves the intent, which says the same.
         """
         address, is_plain = self.bucket.address, not self.bucket.bucket.trees
-        views = {m.key: v for m in markers if is_plain and m.key not in self.state.stale and (v := was[m.key])}
+        views = {m.key: v for m in markers if is_plain and m.key not in self.state.views.stale and (v := was[m.key])}
         gone = show.take_out_all(self.bucket, views)
         with self.journal.transaction():
             left = ((m, None if m.key in gone else _without(was[m.key], m)) for m in markers)

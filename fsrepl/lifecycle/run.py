@@ -15,7 +15,8 @@ from fsrepl.errors import FsreplError, reason
 from fsrepl.lifecycle import act
 from fsrepl.lifecycle.judge import Judge, Slice
 from fsrepl.model.version import Versioning
-from fsrepl.region.bucket_state import BucketState, LifecycleRun
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.lifecycle_state import LifecycleRun
 from fsrepl.region.region import Region
 from fsrepl.s3.lifecycle import DAY_NS
 from fsrepl.storage.bucket import OpenBucket
@@ -37,14 +38,14 @@ def step(region: Region) -> bool:
     """Go on with the runs of a region for a moment; whether there was anything to do."""
     busy = False
     for state in list(region.states.values()):
-        if state.lifecycle is None and time.monotonic() < state.lifecycle_look_s:
+        if state.lifecycle.run is None and time.monotonic() < state.lifecycle.look_s:
             continue
         try:
             with guarded(region, state):
                 busy |= _step(region, state)
         except (FsreplError, OSError) as error:
-            if state.lifecycle is not None:
-                _later(state, state.lifecycle, reason(error))
+            if state.lifecycle.run is not None:
+                _later(state, state.lifecycle.run, reason(error))
     return busy
 
 
@@ -57,15 +58,15 @@ def guarded(region: Region, state: BucketState) -> contextlib.AbstractContextMan
 
 
 def _step(region: Region, state: BucketState) -> bool:
-    if state.lifecycle is None:
-        state.lifecycle_look_s = time.monotonic() + _LOOK_S
-        state.lifecycle = _due(region, state)
-    run = state.lifecycle
+    if state.lifecycle.run is None:
+        state.lifecycle.look_s = time.monotonic() + _LOOK_S
+        state.lifecycle.run = _due(region, state)
+    run = state.lifecycle.run
     if run is None or run.due_s > time.monotonic() or not _is_ready(state):
         return False
     if not go_on(region, state, run):
         remember(region.engine.journal, state.bucket.address, run.now_ns)
-        state.lifecycle = None
+        state.lifecycle.run = None
     return True
 
 
@@ -81,11 +82,11 @@ def _due(region: Region, state: BucketState) -> LifecycleRun | None:
     if not _is_ready(state):
         return None
     if state.bucket.lifecycle is None:
-        if state.has_lifecycle:
+        if state.lifecycle.has_rules:
             _set(region.engine.journal, state.bucket.address, "")
-            state.has_lifecycle = False
+            state.lifecycle.has_rules = False
         return None
-    state.has_lifecycle = True
+    state.lifecycle.has_rules = True
     now_ns, said = region.engine.site.now(), region.engine.journal.fact(_fact(state.bucket.address))
     midnight_ns = now_ns // DAY_NS * DAY_NS
     if not said or int(said) > midnight_ns:  # its rules are new, or the clock was set back

@@ -18,7 +18,8 @@ from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import NULL, Version
 from fsrepl.region import tier_watches
-from fsrepl.region.bucket_state import BucketState, Placing
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.lifecycle_state import Placing
 from fsrepl.region.region import Region
 from fsrepl.storage import placed, publishing, tiers, versions
 from fsrepl.storage.bucket import OpenBucket

@@ -26,7 +26,8 @@ from fsrepl.lifecycle.wanted_tier import PLACED_MIN_BYTES, to_be_moved
 from fsrepl.model import keys
 from fsrepl.model.version import Versioning
 from fsrepl.region import limits
-from fsrepl.region.bucket_state import BucketState, Placing
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.lifecycle_state import Placing
 from fsrepl.region.region import Region
 from fsrepl.s3.lifecycle import DAY_NS
 from fsrepl.storage import placed, versions
@@ -47,7 +48,7 @@ def step(region: Region) -> bool:
     """Begin the next moves of a region's buckets; whether there was anything to do."""
     busy = False
     for state in list(region.states.values()):
-        placing = state.placing
+        placing = state.lifecycle.placing
         if placing.in_hand or not state.is_scanned:
             continue
         if state.bucket.versioning is Versioning.OFF or not state.bucket.root.settings.classes:
@@ -154,17 +155,18 @@ def _next(region: Region, state: BucketState, placing: Placing) -> _Found:
 
 
 def _judge(state: BucketState, row: Classed, found: _Found) -> None:
-    if (row.key, row.id) in state.overwritten:
+    if (row.key, row.id) in state.views.overwritten:
         return  # its content is fetched again first
+    waits = state.lifecycle.placing.waits
     if (to := to_be_moved(state.bucket, row.traits, row.size)) is not None:
-        if to not in state.placing.waits and from_tier(read_tier(row.traits)) not in state.placing.waits:
+        if to not in waits and from_tier(read_tier(row.traits)) not in waits:
             found.moves[row.key, row.id] = row
             found.size += row.size
     elif row.view_mode and row.size >= PLACED_MIN_BYTES:
         is_placed = bool(read_tier(row.traits))
         if stat.S_ISLNK(row.view_mode) != is_placed:
             found.views.append(row.key)
-        elif is_placed and state.placing.checks_links:
+        elif is_placed and state.lifecycle.placing.checks_links:
             found.links.append((row.key, row.id))
 
 
@@ -214,7 +216,7 @@ def _traits(bucket: OpenBucket, key: bytes, version_id: str) -> str:
 
 def _later(state: BucketState, failed: Mapping[str, str]) -> None:
     """Nothing more is moved to the tiers that failed, by their reasons, until a delay is over, which grows."""
-    placing, now_s = state.placing, time.monotonic()
+    placing, now_s = state.lifecycle.placing, time.monotonic()
     if not failed and not placing.waits:
         placing.tries, placing.why = 0, ""
     if failed:

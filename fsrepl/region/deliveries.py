@@ -203,7 +203,7 @@ def _send_backlog(region: Region, state: BucketState) -> None:
     """Have a source's backlog sent as far as a rule covers it, after its rules changed or a region left the site.
 
     The rest fails, a slice at a time; live deliveries fail at once."""
-    state.orphaned.clear()
+    state.backfills.orphaned.clear()
     address, journal = state.bucket.address, region.engine.journal
     for destination in journal.deliveries.pending_destinations(address):
         for rule_id in journal.backlog.rules(address, destination):
@@ -211,7 +211,7 @@ def _send_backlog(region: Region, state: BucketState) -> None:
             if region_of(destination) not in region.receivers:
                 why = "DstBucketInvalidRegion"
             if why:
-                state.orphaned[destination, rule_id] = why
+                state.backfills.orphaned[destination, rule_id] = why
             else:
                 wake_backlog(region, address, destination)
 

@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from fsrepl.errors import UNEXPECTED, FsreplError, reason
 from fsrepl.model.version import Version
 from fsrepl.region import change_queue, outcome_queue
-from fsrepl.region.bucket_state import BucketState, Deferred, Phase
+from fsrepl.region.bucket_state import BucketState, Phase
+from fsrepl.region.capture_state import Deferred
 from fsrepl.region.change_queue import CHANGED, FOUND, Change, ChangeQueue
 from fsrepl.region.receiver import Receiver, Sources
 from fsrepl.region.runtime import Runtime
@@ -66,8 +67,8 @@ class Region(Receiver, Sources):
             self.changes.is_temporary,
         )
         for state in self.states.values():
-            state.placing.begin_again()
-            state.placing.waits.clear()
+            state.lifecycle.placing.begin_again()
+            state.lifecycle.placing.waits.clear()
 
     # -- the loop's services for a step (daemon/worker.py)
 
@@ -90,24 +91,15 @@ class Region(Receiver, Sources):
 
     def suspend(self, state: BucketState, phase: Phase, why: str) -> None:
         """Make a bucket AWAY or SUSPENDED and drop its queues. Nothing is lost: a scan follows when it is back."""
-        state.unsettled |= self._is_unsettled(state)
-        state.is_indexed = False
+        state.attachment.unsettled |= self._is_unsettled(state)
+        state.attachment.is_indexed = False
         state.phase, state.why = phase, why
-        state.scan_began_ns = 0
-        state.scans = Scans()
-        state.deferred.clear()
+        state.scan_times.began_ns = 0
+        state.scans, state.trouble = Scans(), Trouble()
         state.labels.clear()
-        state.unreadable.clear()
-        state.unapplied.clear()  # an intent has the same views
-        state.set_aside.clear()
-        state.undelivered.clear()
-        state.directories.clear()
-        state.resting.clear()
-        state.faults.clear()
-        while state.early:
-            with contextlib.suppress(KeyError):  # a worker has taken it
-                state.early.popitem()[1].abandon(state.bucket.fs)
-        state.trouble = Trouble()
+        state.captures.forget()
+        state.views.forget()
+        state.replicas.forget(state.bucket.fs)
         self.changes.forget(state.bucket.address)
         if self.engine.watcher is not None:
             self.engine.watcher.forget(state.bucket.address)
@@ -115,11 +107,11 @@ class Region(Receiver, Sources):
 
     def _is_unsettled(self, state: BucketState) -> bool:
         """Whether a bucket holds a user's write that is not captured yet. Into the others only the daemon writes."""
-        address = state.bucket.address
+        address, captures = state.bucket.address, state.captures
         if not sharing.receives_writes(state.bucket):
             return False
-        waits = state.scans or state.copying or any(not later.opened for later in state.deferred.values())
-        unread = state.unreadable or state.trouble.unreadable
+        waits = state.scans or captures.copying or any(not later.opened for later in captures.deferred.values())
+        unread = captures.unreadable or state.trouble.unreadable
         arrived = any(event.address == address for event in list(self.changes.directories))
         return bool(waits or unread) or arrived or self.changes.has_news(address)
 
@@ -143,9 +135,10 @@ class Region(Receiver, Sources):
             self.moves += 1
 
     def defer(self, state: BucketState, change: Change, after_s: float, why: str, *, opened: bool = False) -> None:
-        if (known := state.deferred.get(change.key)) is not None:
+        deferred = state.captures.deferred
+        if (known := deferred.get(change.key)) is not None:
             change = change._replace(epoch=min(change.epoch, known.change.epoch))
-        state.deferred[change.key] = Deferred(time.monotonic() + after_s, change, why, opened, self.engine.epoch)
+        deferred[change.key] = Deferred(time.monotonic() + after_s, change, why, opened, self.engine.epoch)
 
     @contextlib.contextmanager
     def at_work(self, state: BucketState) -> Iterator[None]:
@@ -164,10 +157,10 @@ class Region(Receiver, Sources):
             else:
                 why = UNEXPECTED
                 log.exception("suspended bucket=%s: unexpected error", state.bucket.address)
-                state.captures_singly = state.delivers_singly = True
+                state.captures.singly = state.replicas.singly = True
             self.suspend(state, Phase.SUSPENDED, why)
-            state.failures = min(state.failures + 1, 10)
-            state.up_again_at_s = time.monotonic() + min(_FAILED_MAX_S, 2.0**state.failures / 4)
+            state.attachment.failures = min(state.attachment.failures + 1, 10)
+            state.attachment.up_again_at_s = time.monotonic() + min(_FAILED_MAX_S, 2.0**state.attachment.failures / 4)
 
     def receive(self, outcomes: Iterable[Outcome]) -> None:
         self.outcomes.add(outcomes)

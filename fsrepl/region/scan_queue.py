@@ -1,4 +1,4 @@
-"""Scans under way, and the entries they found that are no objects."""
+"""A bucket's scans: when the next one is due, those under way, and the entries they found that are no objects."""
 
 from __future__ import annotations
 
@@ -158,6 +158,34 @@ class Scans:
 
     def __bool__(self) -> bool:
         return bool(self._parts or self._whole or self._part_begun or self._whole_begun)
+
+
+class ScanTimes(Struct, eq=False):
+    """When a bucket is scanned, or a part of it. Changed by capture/schedule.py."""
+
+    was_complete: bool = False
+    """A scan was completed before the bucket came up: the directories it found are watched while they are compared."""
+    began_ns: int = 0
+    """Start of the last complete scan while some of its findings are not recorded yet; else 0."""
+    recorded_ns: int | None = None
+    """The start of the last scan that is recorded completely, as the journal has it; None where that was not asked."""
+    skipped_recorded: int = -1
+    """Number of entries that are no objects, as recorded in the journal."""
+    rescan_at_s: float = 0.0
+    look_again_at_s: float = 0.0
+    look_agains: int = 0
+    """Time of the next look into directories that could not be read, and the number of failed looks in a row."""
+    poll_at_s: float = 0.0
+    polled_since_s: float = 0.0
+    reported_polled: bool = False
+    mounts_seen: bytes = b""
+    """The mount table at the last look. While it is unchanged, no new mount covers anything here."""
+    lacks_tier_watch: bool = False
+    """The kernel gives no watch for a tier."""
+    tiers_watch_at_s: float = 0.0
+    """The monotonic time of the next look whether all tiers are watched."""
+    has_barrier: bool = False
+    """The bucket's sentinel directory is watched."""
 
 
 def is_below(path: bytes, top: bytes) -> bool:

@@ -17,13 +17,13 @@ _AGAIN_S = 10.0
 def watch(region: Region, state: BucketState, bucket: OpenBucket) -> bool:
     """Watch a bucket's part of each tier that is there; whether one of them was not watched before. Where there are no
     more watches the bucket is scanned every few seconds, and for each wait, as an unwatched directory is."""
-    watcher, is_new, state.lacks_tier_watch = region.engine.watcher, False, False
+    watcher, is_new, state.scan_times.lacks_tier_watch = region.engine.watcher, False, False
     for name in bucket.bucket.root.settings.classes if watcher is not None else ():
         assert watcher is not None
         try:
             is_new |= watcher.watch_contents(bucket.address, name, bucket.tier(name).fd)
         except WatchLimit:
-            state.lacks_tier_watch = True
+            state.scan_times.lacks_tier_watch = True
         except (FsreplError, OSError):
             pass  # it is away: nobody writes there
     return is_new
@@ -32,9 +32,9 @@ def watch(region: Region, state: BucketState, bucket: OpenBucket) -> bool:
 def is_due(region: Region, state: BucketState, now_s: float) -> bool:
     """Whether to try again to watch tiers that were away, or were unmounted since."""
     watcher, classes = region.engine.watcher, state.bucket.root.settings.classes
-    if watcher is None or not classes or now_s < state.tiers_watch_at_s:
+    if watcher is None or not classes or now_s < state.scan_times.tiers_watch_at_s:
         return False
-    state.tiers_watch_at_s = now_s + _AGAIN_S
+    state.scan_times.tiers_watch_at_s = now_s + _AGAIN_S
     return not all(watcher.is_watching_contents(state.bucket.address, name) for name in classes)
 
 

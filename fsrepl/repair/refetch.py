@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys
-from fsrepl.region.bucket_state import BucketState, Damaged, Overwritten
+from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
+from fsrepl.region.view_state import Overwritten
 from fsrepl.repair import repair
 from fsrepl.repair.target import Target
 from fsrepl.storage import intents
@@ -59,20 +60,21 @@ def _repair(region: Region, damaged: Damaged) -> None:
 def resume(state: BucketState, overwritten: Mapping[At, bytes]) -> None:
     """Continue pending fetches after a start. overwritten: by key and version, the intent that records each fetch."""
     for at, intent in overwritten.items():
-        state.overwritten.setdefault(at, Overwritten(intent))
+        state.views.overwritten.setdefault(at, Overwritten(intent))
 
 
 def retry_now(region: Region) -> None:
     """Try pending fetches now: a bucket came back that may have the missing versions."""
     for state in region.states.values():
-        for overwritten in state.overwritten.values():
+        for overwritten in state.views.overwritten.values():
             overwritten.due_s = 0.0
 
 
 def next_s(state: BucketState) -> float | None:
     """The monotonic time of the next fetch; None where there is none."""
     return min(
-        (overwritten.due_s for overwritten in state.overwritten.values() if not overwritten.in_background), default=None
+        (overwritten.due_s for overwritten in state.views.overwritten.values() if not overwritten.in_background),
+        default=None,
     )
 
 
@@ -81,7 +83,7 @@ def fetch_due(region: Region) -> bool:
     now_s = time.monotonic()
     busy = repair_damaged(region)
     for state in region.states.values():
-        for at, overwritten in list(state.overwritten.items()) if state.is_scanned else ():
+        for at, overwritten in list(state.views.overwritten.items()) if state.is_scanned else ():
             if overwritten.due_s <= now_s and not overwritten.in_background:
                 busy = True
                 with region.at_work(state):
@@ -125,6 +127,6 @@ def _size(region: Region, address: str, at: At) -> int:
 
 
 def _forget(state: BucketState, at: At) -> None:
-    overwritten = state.overwritten.pop(at)
+    overwritten = state.views.overwritten.pop(at)
     with contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:  # else the next start drops it
         intents.drop_intents(bucket, overwritten.intent)

@@ -303,8 +303,13 @@ def _bypassed_view(region: Region, state: BucketState, version: Version, found: 
     if watcher is None or found.st_nlink > 2 or not watcher.is_watching(address, keys.split(key)[0]):
         return False
     region.flush(address)
-    changes = region.changes
-    if key in state.deferred or key in state.copying or changes.is_queued(address, key) or changes.is_lost(address):
+    changes, captures = region.changes, state.captures
+    if (
+        key in captures.deferred
+        or key in captures.copying
+        or changes.is_queued(address, key)
+        or changes.is_lost(address)
+    ):
         return False
     known = region.engine.journal.versions.object(address, key)
     return known is not None and known.id == version.id and known.view is not None and known.view.ino == found.st_ino
@@ -315,7 +320,7 @@ def _publish(region: Region, state: BucketState, bucket: OpenBucket, version: Ve
     publishing.publish(region.engine.syncer, bucket, [versions.stage_copy(bucket, name, version)])
     state.bucket.ids.saw(version.id, version.created_ns)
     _index(region, bucket, version)
-    state.placing.begin_again()
+    state.lifecycle.placing.begin_again()
     log.info(
         'repaired bucket=%s key="%s" version=%s size_bytes=%d',
         bucket.address, keys.shown(version.key), version.id, version.size,

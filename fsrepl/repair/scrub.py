@@ -45,8 +45,8 @@ def step(region: Region) -> bool:
     """Begin to read the next part of each bucket whose turn has come; whether there was any."""
     now_s, busy = time.monotonic(), False
     for state in region.states.values():
-        if state.is_scanned and not state.scrubbing and now_s >= state.scrub_look_s:
-            state.scrub_look_s = now_s + _LOOK_S
+        if state.is_scanned and not state.scrub.is_reading and now_s >= state.scrub.look_s:
+            state.scrub.look_s = now_s + _LOOK_S
             if state.bucket.versioning is not Versioning.OFF:
                 busy |= _step(region, state)
     return busy
@@ -59,12 +59,12 @@ def _step(region: Region, state: BucketState) -> bool:
     if found.is_due(every_s, now_ns):
         found = found.begun(now_ns, journal.totals.objects(address)[2])
         save(journal, address, found)
-    elif found.current is not None and time.monotonic() >= state.scrub_count_s:
+    elif found.current is not None and time.monotonic() >= state.scrub.count_s:
         size = journal.totals.objects(address)[2]
         if size != found.current.size:
             found = replace(found, current=replace(found.current, size=size))
             save(journal, address, found)
-        state.scrub_count_s = time.monotonic() + _COUNT_S
+        state.scrub.count_s = time.monotonic() + _COUNT_S
     if not found.may_read(every_s, now_ns) and not found.may_end(every_s, now_ns):
         return False
     assert found.current is not None
@@ -100,7 +100,7 @@ class _Found(Struct):
 
 def _read_in_background(region: Region, state: BucketState, rows: Sequence[tuple[Stored, int]]) -> None:
     engine, address = region.engine, state.bucket.address
-    state.scrubbing = True
+    state.scrub.is_reading = True
     size = sum(size for _, size in rows)
     progress = limits.Progress(rows[-1][0].key, "", address, address, size, what="scrubbing")
 
@@ -113,9 +113,9 @@ def _read_in_background(region: Region, state: BucketState, rows: Sequence[tuple
         return found
 
     def finish(found: _Found | Exception) -> None:
-        state.scrubbing, state.scrub_look_s = False, 0.0
+        state.scrub.is_reading, state.scrub.look_s = False, 0.0
         if isinstance(found, Exception):
-            state.scrub_look_s = time.monotonic() + _FAULT_S
+            state.scrub.look_s = time.monotonic() + _FAULT_S
             log.debug("not scrubbed bucket=%s: %s", address, reason(found))
             return
         for each in found.damaged:

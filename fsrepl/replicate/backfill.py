@@ -23,7 +23,8 @@ from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import DeliveryRecord, Status, Version
-from fsrepl.region.bucket_state import BucketState, Run
+from fsrepl.region.backfill_state import Run
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.deliveries import wake_backlog
 from fsrepl.region.region import Region
 from fsrepl.replicate import settle
@@ -52,7 +53,7 @@ AN_OBJECT_BYTES = 64 << 10
 
 def begin(region: Region, state: BucketState, job: Job) -> None:
     """Start a job, or continue one after a restart."""
-    run = state.jobs[job.id] = Run(job)
+    run = state.backfills.jobs[job.id] = Run(job)
     run.began_with = backfill_jobs.tasks_of(region.engine.journal.backlog, job)
     _remember(region, state)
     region.wake()
@@ -63,7 +64,7 @@ def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
     found, damaged = backfill_jobs.load(bucket)
     for name in damaged:
         log.error("damaged bucket=%s: .fsrepl/jobs/%s cannot be read; its job does not go on", bucket.address, name)
-    state.jobs.clear()
+    state.backfills.jobs.clear()
     for job in found:
         if not job.state.has_ended:
             if job.bucket != bucket.address and job.state is State.PREPARING:
@@ -77,14 +78,18 @@ def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
 def _remember(region: Region, state: BucketState) -> None:
     """Record the jobs in the journal, which can be read while the bucket is offline."""
     with region.engine.journal.transaction():
-        region.engine.journal.set_fact(backfill_jobs.job_fact(state.bucket.address), " ".join(state.jobs))
+        region.engine.journal.set_fact(backfill_jobs.job_fact(state.bucket.address), " ".join(state.backfills.jobs))
 
 
 def next_s(state: BucketState) -> float | None:
     """The monotonic time of a bucket's next step; None where its jobs wait for deliveries, which wake the region."""
-    if state.orphaned:
+    if state.backfills.orphaned:
         return 0.0
-    due = [run.due_s for run in state.jobs.values() if run.job.state is not State.ACTIVE or run.reporting or run.due_s]
+    due = [
+        run.due_s
+        for run in state.backfills.jobs.values()
+        if run.job.state is not State.ACTIVE or run.reporting or run.due_s
+    ]
     return min(due, default=None)
 
 
@@ -92,7 +97,7 @@ def step(region: Region, state: BucketState) -> bool:
     """Continue a bucket's jobs for a moment; whether there was anything to do."""
     until_s = time.monotonic() + _STEP_S
     busy = _fail_orphaned(region, state, until_s)
-    for run in list(state.jobs.values()):
+    for run in list(state.backfills.jobs.values()):
         if run.due_s > time.monotonic():
             continue
         try:
@@ -106,12 +111,12 @@ def step(region: Region, state: BucketState) -> bool:
 def _fail_orphaned(region: Region, state: BucketState, until_s: float) -> bool:
     """Settle a slice of the deliveries whose rule no longer exists."""
     address, busy = state.bucket.address, False
-    while state.orphaned and time.monotonic() < until_s:
-        (destination, rule_id), why = next(iter(state.orphaned.items()))
+    while state.backfills.orphaned and time.monotonic() < until_s:
+        (destination, rule_id), why = next(iter(state.backfills.orphaned.items()))
         rows = region.engine.journal.backlog.of_rule(address, destination, rule_id, SLICE)
         busy = True
         if not rows:
-            del state.orphaned[destination, rule_id]
+            del state.backfills.orphaned[destination, rule_id]
             continue
         try:
             settle.settle(region, state, [Outcome(delivery, Status.FAILED, why, None) for delivery in rows])
@@ -306,7 +311,7 @@ def _report(region: Region, state: BucketState, run: Run, until_s: float) -> Non
         tasks = backfill_jobs.tasks_of(engine.journal.backlog, job)
         job = replace(job, state=end, tasks=tasks, ended_ns=engine.site.now())
         backfill_jobs.save(bucket, job)
-    del state.jobs[job.id]
+    del state.backfills.jobs[job.id]
     _remember(region, state)
     engine.notify()
     level = logging.WARNING if tasks.failed or job.why else logging.INFO

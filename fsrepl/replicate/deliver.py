@@ -31,21 +31,21 @@ def carry(region: Region, state: BucketState, deliveries: Sequence[Delivery], op
 
     A delivery that met an unexpected error is carried alone, so that the error affects no other delivery.
     """
-    single = [each for each in deliveries if state.delivers_singly or each.key in state.undelivered]
+    single = [each for each in deliveries if state.replicas.singly or each.key in state.replicas.undelivered]
     if len(single) < len(deliveries):
         _carry(
             region, state, [each for each in deliveries if each not in single] if single else deliveries, open_source
         )
     for each in single:
-        state.undelivered.pop(each.key, None)
+        state.replicas.undelivered.pop(each.key, None)
         try:
             _carry(region, state, [each], open_source)
         except sqlite3.Error:
             raise
         except Exception:
-            state.undelivered[each.key] = f"from {each.source}: {UNEXPECTED}"
+            state.replicas.undelivered[each.key] = f"from {each.source}: {UNEXPECTED}"
             region.set_aside(each)
-    state.delivers_singly = False
+    state.replicas.singly = False
 
 
 def _carry(region: Region, state: BucketState, deliveries: Sequence[Delivery], open_source: Opener) -> None:

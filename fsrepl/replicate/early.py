@@ -30,14 +30,14 @@ _KEPT_S = 30.0
 def expect(state: BucketState, update: Expected) -> None:
     """Note an update that is being captured. Its copy begins once all messages that wait are read, since the end of the
     capture may be among them."""
-    state.expected[update.source, update.key] = update
+    state.replicas.expected[update.source, update.key] = update
 
 
 def begin_due(region: Region) -> None:
     """Begin the copies for updates that were noted, whose capture has not ended."""
     for state in region.states.values():
-        while state.expected:
-            _begin(region, state, state.expected.popitem()[1])
+        while state.replicas.expected:
+            _begin(region, state, state.replicas.expected.popitem()[1])
 
 
 def _begin(region: Region, state: BucketState, update: Expected) -> None:
@@ -48,14 +48,14 @@ def _begin(region: Region, state: BucketState, update: Expected) -> None:
     at, address = (update.source, update.key), state.bucket.address
     if not state.is_up or state.bucket.versioning is not Versioning.ENABLED:
         return
-    if any(source == update.source for source, _ in list(state.early)):
+    if any(source == update.source for source, _ in list(state.replicas.early)):
         return
     if region.queue(update.source, address).blocked_why or region.is_stuck(update.source):
         return
     known = region.engine.journal.versions.object(address, update.key)
     if known is None or known.marker or known.digest != update.digest:
         return
-    early = state.early[at] = EarlyCopy(update.key, known.id)
+    early = state.replicas.early[at] = EarlyCopy(update.key, known.id)
     way = region_of(update.source), region.name
 
     def copy() -> None:
@@ -75,7 +75,7 @@ def _begin(region: Region, state: BucketState, update: Expected) -> None:
                 early.make(bucket, version, told)
 
     def finish(result: Exception | None) -> None:
-        if isinstance(result, Exception) and state.early.get(at) is early:
+        if isinstance(result, Exception) and state.replicas.early.get(at) is early:
             early.until_s = 0.0
 
     region.in_background(copy, finish, pool=("early", *way), whose=(update.source, address))
@@ -89,9 +89,9 @@ def _has_room(region: Region, bucket: OpenBucket, size_bytes: int) -> bool:
 
 def end(state: BucketState, update: Expected, *, is_published: bool) -> None:
     """The capture has ended. Where it led to no version, its early copy is removed."""
-    if state.expected.pop((update.source, update.key), None) is not None:
+    if state.replicas.expected.pop((update.source, update.key), None) is not None:
         return  # nothing was begun
-    if (early := state.early.get((update.source, update.key))) is not None:
+    if (early := state.replicas.early.get((update.source, update.key))) is not None:
         early.until_s = time.monotonic() + _KEPT_S if is_published else 0.0
         if not is_published:
             early.stop()
@@ -101,7 +101,7 @@ def end(state: BucketState, update: Expected, *, is_published: bool) -> None:
 def taken(state: BucketState, delivery: Delivery) -> Iterator[EarlyCopy | None]:
     """The early copy for a delivery of a large version, where there is one; removed at the end, unless it was taken
     over. Used by a background worker: until one is at it, no other copy is begun."""
-    early = state.early.pop((delivery.source, delivery.key), None)
+    early = state.replicas.early.pop((delivery.source, delivery.key), None)
     try:
         yield early
     finally:
@@ -113,10 +113,10 @@ def remove_due(region: Region) -> bool:
     """Remove the early copies that nothing takes any more; whether there were any."""
     now_s, busy = time.monotonic(), False
     for state in region.states.values():
-        for at, early in list(state.early.items()):
+        for at, early in list(state.replicas.early.items()):
             is_due = early.until_s is not None and early.until_s <= now_s
             hangs = region.is_stuck(at[0])  # and shall not keep a file open here
-            if (is_due or hangs) and state.early.pop(at, None) is not None:
+            if (is_due or hangs) and state.replicas.early.pop(at, None) is not None:
                 early.stop()
                 way, whose = (region_of(at[0]), region.name), (at[0], state.bucket.address)
                 region.in_background(
@@ -137,4 +137,4 @@ def _remove(state: BucketState, early: EarlyCopy) -> None:
 
 def next_s(state: BucketState) -> float | None:
     """The monotonic time when an early copy is to be removed."""
-    return min((each.until_s for each in list(state.early.values()) if each.until_s is not None), default=None)
+    return min((each.until_s for each in list(state.replicas.early.values()) if each.until_s is not None), default=None)

@@ -120,7 +120,7 @@ class DeliveryGroup:
         except sqlite3.Error:
             raise
         except Exception:
-            self.state.undelivered[delivery.key] = f"from {delivery.source}: {UNEXPECTED}"
+            self.state.replicas.undelivered[delivery.key] = f"from {delivery.source}: {UNEXPECTED}"
             self.region.set_aside(delivery)
 
     def _await_record(self, delivery: Delivery, error: StoreDamaged) -> None:
@@ -211,10 +211,12 @@ class DeliveryGroup:
         known of a view before the first scan after a lost journal, and an old journal may not match it. A missing view
         was removed by a user: that removal belongs to the current version, and is recorded first.
         """
-        if known is None or known.marker or key in self.state.stale:
+        if known is None or known.marker or key in self.state.views.stale:
             return False
         if known.view is None:
-            is_queued = key in self.state.deferred or self.region.changes.is_queued(self.destination.address, key)
+            is_queued = key in self.state.captures.deferred or self.region.changes.is_queued(
+                self.destination.address, key
+            )
             return is_queued or not self.state.is_scanned
         try:
             found = self.destination.view_status(key)
@@ -292,7 +294,7 @@ def whole_replica(
     """
     replica = item.replica
     assert replica is not None
-    if item.known is None or item.known.order < replica.order or (replica.key, replica.id) in state.unsynced:
+    if item.known is None or item.known.order < replica.order or (replica.key, replica.id) in state.replicas.unsynced:
         return None
     try:
         there = destination.read(replica.key, replica.id, marker=replica.marker)

@@ -94,7 +94,7 @@ def _stage_large(
 
     def others(blocks: BlockMap) -> list[Held]:
         """Versions of content that shares blocks with this one."""
-        sizes = state.alike.sizes(bucket, blocks)
+        sizes = state.replicas.alike.sizes(bucket, blocks)
         return [each for size in sizes for each in versions.of_size(bucket.address, size, _OWN_VERSIONS_MAX)]
 
     with source.released(), source.content(version) as content:

@@ -138,7 +138,7 @@ class _Batch:
 
     def _apply(self, each: MetadataUpdate) -> bool:
         """Apply one update; False where it waits. Raises OSError, FsreplError."""
-        bucket, unapplied = self._bucket, self._state.unapplied
+        bucket, unapplied = self._bucket, self._state.views.unapplied
         key, view = each.now.key, each.view and self._seen.get(each.now.key, each.view)
         self._to_come.discard((key, each.now.id))
         if _is_put_off(self._region, self._state, bucket, each, view):

@@ -45,7 +45,7 @@ def publish(
     Each step (staged, published, shown, synced, recorded) is done for the whole batch before the next begins.
     """
     rotted = _rotten(region, state, bucket, items)
-    again = state.unsynced | rotted.keys()
+    again = state.replicas.unsynced | rotted.keys()
     newest = _newest(items, again)
     views = {
         key: rotted.get((key, item.delivery.id), item.known.view if item.known else None)
@@ -72,16 +72,16 @@ def publish(
         _recorded(region, state, bucket, done, seen)
         if links is not None:
             links.refresh()
-            state.await_names(links.lacking)
+            state.views.await_names(links.lacking)
         ids = [(item.delivery.key, item.delivery.id) for item in done]
         if fault is not None:
-            state.unsynced.update(ids)
+            state.replicas.unsynced.update(ids)
             region.try_later([item.delivery for item in done], fault)
             intended.keep()
             return []
-        state.unsynced.difference_update(ids)
+        state.replicas.unsynced.difference_update(ids)
         stale.mark_all_fresh(region, state, bucket, [version.key for version, _ in seen])
-        if not all(state.stale[key].intent for key in current if key in state.stale):
+        if not all(state.views.stale[key].intent for key in current if key in state.views.stale):
             intended.keep()
         _link_late_names(region, state, bucket, current, seen)
         return [Outcome(item.delivery, Status.COMPLETED, "", item.version, item.crossed_bytes) for item in done]

@@ -99,10 +99,10 @@ def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], V
         return
     state = region.states[bucket.address]
     with intend(engine.syncer, bucket, [Intent(was.key, was.id, view, Act.EDIT)]):
-        state.unapplied[was.key] = view
+        state.views.unapplied[was.key] = view
         looks = view_metadata.show(bucket, view, record())
         bucket.fs.sync_all(bucket.fd)
-        del state.unapplied[was.key]
+        del state.views.unapplied[was.key]
         if looks is not None:
             with engine.journal.transaction():
                 engine.journal.views.see(bucket.address, was.key, looks)
@@ -113,7 +113,7 @@ def finish_unapplied(region: Region, state: BucketState, bucket: OpenBucket, key
 
     Raises OSError, StoreDamaged; then the view is still listed.
     """
-    was = state.unapplied[key]
+    was = state.views.unapplied[key]
     journal = region.engine.journal
     known = journal.versions.object(bucket.address, key)
     if known is not None and not known.marker and known.view is not None and known.view.shown == known.id:
@@ -121,7 +121,7 @@ def finish_unapplied(region: Region, state: BucketState, bucket: OpenBucket, key
         if version is not None:
             with journal.transaction():
                 view_metadata.finish_edit(bucket, journal, version, was, region.engine.recent)
-    del state.unapplied[key]
+    del state.views.unapplied[key]
 
 
 def is_unseen(
@@ -134,8 +134,8 @@ def is_unseen(
     was just read.
     """
     view = view or view_metadata.shown_view(region.engine.journal, bucket, version)
-    waits = state.deferred.get(version.key)
-    if view is None or (waits is not None and waits.opened) or version.key in state.unreadable:
+    waits = state.captures.deferred.get(version.key)
+    if view is None or (waits is not None and waits.opened) or version.key in state.captures.unreadable:
         return False
     try:
         found = bucket.view_status(version.key)

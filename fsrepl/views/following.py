@@ -27,18 +27,18 @@ _BATCH = 256
 def note(state: BucketState, path: bytes, *, notified: bool = False) -> None:
     """Note a directory that may have to be changed, or its replicas. notified: the replicas know."""
     if path:
-        state.directories[path] = state.directories.get(path, notified) and notified
+        state.views.directories[path] = state.views.directories.get(path, notified) and notified
 
 
 def look_due(region: Region) -> bool:
     """Compare the noted directories; whether there were any."""
     busy = False
     for state in region.states.values():
-        if not state.is_up or not state.directories:
+        if not state.is_up or not state.views.directories:
             continue
         busy = True
-        paths = [*state.directories][:_BATCH]
-        unnotified = {path for path in paths if not state.directories.pop(path)}
+        paths = [*state.views.directories][:_BATCH]
+        unnotified = {path for path in paths if not state.views.directories.pop(path)}
         with contextlib.suppress(FsreplError), state.bucket.open() as bucket:
             look(region, state, bucket, paths, unnotified)
     return busy

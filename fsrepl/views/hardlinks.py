@@ -18,9 +18,10 @@ from msgspec.structs import replace
 from fsrepl.errors import StoreDamaged, Unavailable
 from fsrepl.model import keys
 from fsrepl.model.version import NO_SHORTFALL, NULL, Posix, Version, Versioning
-from fsrepl.region.bucket_state import BucketState, Overwritten
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
+from fsrepl.region.view_state import Overwritten
 from fsrepl.storage import copying, placed, publishing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_FILE
@@ -247,7 +248,7 @@ def set_free_unseen(region: Region, state: BucketState, bucket: OpenBucket, key:
     That happens after the loss of the journal, while the file in its view's place is still being written. Once the
     newer version is current, nothing refers to the file any more.
     """
-    if known is None or known.marker or known.view is not None or key in state.stale:
+    if known is None or known.marker or known.view is not None or key in state.views.stale:
         return
     if (version := make_left_private(region, bucket, key, known)) is not None:
         set_free(region, state, bucket, version)
@@ -257,7 +258,7 @@ def destroyed_in_tier(region: Region, state: BucketState, bucket: OpenBucket, ve
     """Note durably that a version's content in a tier was written into through its view, which becomes a version now:
     the destroyed one is then fetched again. Archived content is whole: only its restored copy was written into."""
     at = version.key, version.id
-    if at in state.overwritten or version.place is None or version.place.is_archived:
+    if at in state.views.overwritten or version.place is None or version.place.is_archived:
         return
     overwritten.note(region.engine.syncer, state, bucket, [at])
     log.error(
@@ -315,7 +316,7 @@ def _detach(region: Region, state: BucketState, bucket: OpenBucket, version: Ver
     name: a copy of its file, in tmp.
     """
     at = version.key, version.id
-    if (noted := state.overwritten.get(at)) is None:
+    if (noted := state.views.overwritten.get(at)) is None:
         noted = Overwritten(overwritten.write(bucket, at))
     if versions.has_lost_record(version):
         staged = versions.Staged(version, name, sidecar=False)
@@ -329,7 +330,7 @@ def _detach(region: Region, state: BucketState, bucket: OpenBucket, version: Ver
             bucket.fs.close(fd)
         staged = versions.stage_copy(bucket, name, version)
     publishing.publish(region.engine.syncer, bucket, [staged], also=[(bucket.intents, noted.intent)])
-    state.overwritten[at] = noted
+    state.views.overwritten[at] = noted
     log.error(
         'destroyed bucket=%s key="%s" version=%s: its view, a hard link to it, was written into; '
         "it is fetched again from a bucket that has it",

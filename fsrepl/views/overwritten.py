@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fsrepl.region.bucket_state import BucketState, Overwritten
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.view_state import Overwritten
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Act, Intent, write_intents
 from fsrepl.storage.sync import Syncer
@@ -21,9 +22,9 @@ def note(syncer: Syncer, state: BucketState, bucket: OpenBucket, found: Iterable
     """Note durably that versions are to be repaired where they are not whole. Raises OSError."""
     made = []
     for at in found:
-        if at not in state.overwritten:
-            state.overwritten[at] = Overwritten(write(bucket, at))
-            made.append((bucket.intents, state.overwritten[at].intent))
+        if at not in state.views.overwritten:
+            state.views.overwritten[at] = Overwritten(write(bucket, at))
+            made.append((bucket.intents, state.views.overwritten[at].intent))
     if made:
         syncer.staged(bucket, made)
 

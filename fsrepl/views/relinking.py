@@ -31,18 +31,18 @@ def relink_due(region: Region) -> bool:
     """Link the views of buckets where some may lack it; whether there were such buckets."""
     busy = False
     for state in region.states.values():
-        if not (state.may_lack_links and state.is_scanned):
+        if not (state.views.may_lack_links and state.is_scanned):
             continue
-        state.may_lack_links = False
+        state.views.may_lack_links = False
         if state.bucket.trees:
             busy = True
             with region.at_work(state), contextlib.suppress(FsreplError), state.bucket.open() as bucket:
                 sources = region.engine.site.sources_of(bucket.address)
                 found = [each for source in sources for each in _apart(region, state, source)]
-                awaited, state.awaited_names = state.awaited_names, set()
+                awaited, state.views.awaited_names = state.views.awaited_names, set()
                 if not sources and state.bucket.replication is None:  # its source may be at another machine
                     found = list(_apart_by_records(region, state, bucket))
-                    state.awaited_names = _unshown(region, bucket, awaited)
+                    state.views.awaited_names = _unshown(region, bucket, awaited)
                 for first, others in found:
                     join(region, state, bucket, first, others)
                 bucket.sync()
@@ -92,7 +92,7 @@ def _split(
         (
             (key, known)
             for key, known in here.items()
-            if known.view is not None and known.view.shown == known.id == there[key].id and key not in state.stale
+            if known.view is not None and known.view.shown == known.id == there[key].id and key not in state.views.stale
         ),
         key=lambda row: row[1].order,
     )
@@ -110,9 +110,9 @@ def relink(region: Region, state: BucketState, bucket: OpenBucket, version: Vers
         for first, others in _split(state, there, journal.versions.look_up(bucket.address, there)):
             mine = [row for row in others if version.key in (row[0], first[0])]
             join(region, state, bucket, first, mine)
-    elif version.key in state.awaited_names:  # its source is at another machine
-        state.may_lack_links = True
-    state.awaited_names.discard(version.key)
+    elif version.key in state.views.awaited_names:  # its source is at another machine
+        state.views.may_lack_links = True
+    state.views.awaited_names.discard(version.key)
 
 
 def join(region: Region, state: BucketState, bucket: OpenBucket, first: Row, others: Sequence[Row]) -> None:

@@ -17,8 +17,9 @@ from msgspec.structs import replace
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.model.version import Version
 from fsrepl.model.view import View
-from fsrepl.region.bucket_state import BucketState, Resting
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
+from fsrepl.region.view_state import Resting
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.views import folders
@@ -29,21 +30,21 @@ _BATCH = 256
 
 def note(state: BucketState, path: bytes, *, changed: bool) -> None:
     """Note that something changed in a directory, or that its time may differ."""
-    if path and state.bucket.trees and (changed or path not in state.resting):
-        known = state.resting.pop(path, Resting(0.0))  # the order of the dict is that of the times
-        state.resting[path] = replace(known, due_s=time.monotonic() + _REST_S)
+    if path and state.bucket.trees and (changed or path not in state.views.resting):
+        known = state.views.resting.pop(path, Resting(0.0))  # the order of the dict is that of the times
+        state.views.resting[path] = replace(known, due_s=time.monotonic() + _REST_S)
 
 
 def note_shown(state: BucketState, version: Version) -> None:
     """Note that a directory shows a replicated version now, so that this need not be read again."""
     path = version.key[:-1]
-    state.resting.pop(path, None)
-    state.resting[path] = Resting(time.monotonic() + _REST_S, version.id, version.source)
+    state.views.resting.pop(path, None)
+    state.views.resting[path] = Resting(time.monotonic() + _REST_S, version.id, version.source)
 
 
 def next_s(state: BucketState) -> float | None:
     """The monotonic time when the next directory is at rest."""
-    return next((each.due_s for each in state.resting.values()), None)
+    return next((each.due_s for each in state.views.resting.values()), None)
 
 
 def rest_due(region: Region) -> bool:
@@ -54,9 +55,11 @@ def rest_due(region: Region) -> bool:
         if not state.is_up or due_s is None or due_s > now_s:
             continue
         busy = True
-        due = {path: each for path, each in itertools.islice(state.resting.items(), _BATCH) if each.due_s <= now_s}
+        due = {
+            path: each for path, each in itertools.islice(state.views.resting.items(), _BATCH) if each.due_s <= now_s
+        }
         for path in due:
-            del state.resting[path]
+            del state.views.resting[path]
         with contextlib.suppress(FsreplError), state.bucket.open() as bucket:
             _set_times(region, bucket, due)
     return busy

@@ -15,9 +15,10 @@ from collections.abc import Iterable
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.view import View
-from fsrepl.region.bucket_state import BucketState, StaleView
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.change_queue import ARRIVED
 from fsrepl.region.region import Region
+from fsrepl.region.view_state import StaleView
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import TOO_MANY_FILES
@@ -42,9 +43,9 @@ def mark_stale(
     bucket: OpenBucket | None = None, was: View | None = None, durable: bool = True,
 ) -> None:  # fmt: skip
     """Note that a view cannot show its version yet; with the bucket given, durably in an intent."""
-    known = state.stale.get(key)
+    known = state.views.stale.get(key)
     if known is None:
-        known = state.stale[key] = StaleView(time.monotonic() + 0.2, why, conflict, since_s=time.monotonic())
+        known = state.views.stale[key] = StaleView(time.monotonic() + 0.2, why, conflict, since_s=time.monotonic())
     known.attempts += 1
     # a directory waits for the markers of what is in it; other things in it may stay for ever
     conflict |= keys.is_directory(key) and known.attempts > _EMPTIED_MAX
@@ -64,20 +65,20 @@ def mark_stale(
 
 def retry_blocked(region: Region, state: BucketState) -> None:
     """Have blocked views tried again after a removal: once a pass of the loop, however much was removed."""
-    state.retries_blocked = bool(state.stale)
+    state.views.retries_blocked = bool(state.views.stale)
 
 
 def recapture(region: Region, state: BucketState, key: bytes) -> None:
     """Queue a key whose view has unrecorded content: that becomes a version first. One that is being copied is not
     queued, since that would discard the copy."""
-    if key in state.copying:
+    if key in state.captures.copying:
         return
     region.changes.add(state.bucket.address, [key], region.engine.epoch, ARRIVED)
 
 
 def try_soon(state: BucketState, key: bytes) -> None:
     """Have a view tried again at once, since its file was captured. Not without end: it may be changed each time."""
-    waiting = state.stale[key]
+    waiting = state.views.stale[key]
     if not waiting.conflict and waiting.attempts < _CAPTURED_MAX:
         waiting.due_s = 0.0
 
@@ -89,10 +90,10 @@ def show_due(region: Region) -> bool:
     for state in region.states.values():
         if not state.is_up:
             continue
-        free, state.retries_blocked = state.retries_blocked, False
+        free, state.views.retries_blocked = state.views.retries_blocked, False
         due = [
             key
-            for key, waiting in state.stale.items()
+            for key, waiting in state.views.stale.items()
             if waiting.due_s <= now_s or (free and (waiting.conflict or keys.is_directory(key)))
         ]
         if due:
@@ -117,7 +118,7 @@ def _show_one(region: Region, state: BucketState, bucket: OpenBucket, key: bytes
 def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
     """Make a view show its key's current version, if it does not and there is no obstacle."""
     journal, address = region.engine.journal, bucket.address
-    waiting = state.stale.get(key)
+    waiting = state.views.stale.get(key)
     known = journal.versions.object(address, key)
     current = None
     is_shown = known is not None and known.view is not None and known.view.shown == known.id
@@ -147,7 +148,7 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
                 journal.views.see(address, key, view)
                 links.showed(current, known.view, view)
                 links.refresh()
-            state.await_names(links.lacking)
+            state.views.await_names(links.lacking)
             mark_fresh(region, state, bucket, key)
             if view is not None:
                 relinking.relink(region, state, bucket, current)  # other names of its file may have been shown before
@@ -167,13 +168,13 @@ def show_anew(region: Region, state: BucketState, bucket: OpenBucket, key: bytes
     if known is None or known.view is None or known.marker or known.view.shown != known.id:
         return  # it is to be shown anyway
     mark_stale(region, state, key, "its content lies elsewhere now", durable=False)
-    state.stale[key].is_made_anew, state.stale[key].due_s = True, 0.0
+    state.views.stale[key].is_made_anew, state.views.stale[key].due_s = True, 0.0
 
 
 def show_changed(region: Region, state: BucketState, bucket: OpenBucket, key: bytes, intended: Intended) -> None:
     """Show the version that a command made current; where that is impossible, keep the view stale, with its intent."""
     mark_stale(region, state, key, "a command changed it", durable=False)
-    waiting = state.stale[key]
+    waiting = state.views.stale[key]
     if not waiting.intent:  # else it was stale before, and that intent suffices
         waiting.intent = intended.keep()
     show_current(region, state, bucket, key)
@@ -182,13 +183,13 @@ def show_changed(region: Region, state: BucketState, bucket: OpenBucket, key: by
 
 def mark_all_fresh(region: Region, state: BucketState, bucket: OpenBucket, keys_: Iterable[bytes]) -> None:
     """Mark the views of many keys as fresh, of which few are stale or none: see mark_fresh."""
-    for key in [key for key in keys_ if key in state.stale]:
+    for key in [key for key in keys_ if key in state.views.stale]:
         mark_fresh(region, state, bucket, key)
 
 
 def mark_fresh(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
     """End a view's stale state, and remove its intent, once the view is durable."""
-    waiting = state.stale.pop(key, None)
+    waiting = state.views.stale.pop(key, None)
     if waiting is not None and waiting.intent:
         with contextlib.suppress(OSError):  # an intent that stays is still true
             bucket.sync()

@@ -84,7 +84,7 @@ def test_a_file_kept_open_is_taken_when_it_is_quiet(world: World, size: int) -> 
         file.flush()
         world.settle()
         assert world.tree(DESTINATION) == {}
-        assert world.state().deferred[b"log"].opened
+        assert world.state().captures.deferred[b"log"].opened
         writer_wait(world, open_quiet_s=0.0)
         world.settle()
         assert contents(world, "log") == [b"a" * size]
@@ -170,14 +170,14 @@ def test_a_file_that_took_long_to_copy_waits_longer(world: World) -> None:
     """Section 7: a key that keeps changing waits five times as long as its last capture took; its states are kept."""
     world.write("k", b"a" * LARGE_BYTES)
     world.settle()
-    assert world.state().copy_again_at_s[b"k"] > time.monotonic() - 60
-    until_s = world.state().copy_again_at_s[b"k"] = time.monotonic() + 60
+    assert world.state().captures.copy_again_at_s[b"k"] > time.monotonic() - 60
+    until_s = world.state().captures.copy_again_at_s[b"k"] = time.monotonic() + 60
     world.write("k", b"b" * LARGE_BYTES)
     world.look()
     world.engine.run_until_idle()
     assert len(contents(world, "k")) == 1
-    assert world.state().deferred[b"k"].due_s == pytest.approx(until_s, abs=0.01)
-    world.state().copy_again_at_s.clear()
+    assert world.state().captures.deferred[b"k"].due_s == pytest.approx(until_s, abs=0.01)
+    world.state().captures.copy_again_at_s.clear()
     world.settle()
     assert len(contents(world, "k")) == 2
 
@@ -278,7 +278,7 @@ def test_a_copy_that_would_take_the_user_s_space_waits(tmp_path: Path) -> None:
         world.write("small", b"s")
         world.settle()
         assert set(world.tree(DESTINATION)) == {"small"}
-        assert "its copy takes 20 MiB" in world.state().deferred[b"large"].why
+        assert "its copy takes 20 MiB" in world.state().captures.deferred[b"large"].why
         fs.free = 200 << 20
         world.settle()
         assert world.tree(DESTINATION) == world.tree(SOURCE)
@@ -332,11 +332,11 @@ def test_an_edit_of_metadata_reads_no_content(tmp_path: Path, size: int) -> None
         assert version.posix is not None
         assert version.posix.mode == 0o640
         assert fs.read_bytes < min(size, 5_000)
-        assert state.deferred == {}
+        assert state.captures.deferred == {}
         with world.path("k").open("r+b") as file:
             file.write(b"b")
             changes.event(SOURCE, b"k", b"k", CHANGED, now_s - 60, 0)
-        state.copy_again_at_s.clear()  # a large file waits after it was copied
+        state.captures.copy_again_at_s.clear()  # a large file waits after it was copied
         world.engine.run_until_idle()
         assert len(contents(world, "k")) == 2
 
@@ -366,7 +366,7 @@ def test_a_removal_that_the_daemon_made_is_not_looked_at_again(world: World, mon
         patch.setattr(look, "look", None)
         changes.event(SOURCE, b"k", b"k", GONE, time.monotonic() - 60, 0)
         world.region().take_turn()
-        assert (changes.count(SOURCE), world.state().set_aside) == (0, {})
+        assert (changes.count(SOURCE), world.state().captures.set_aside) == (0, {})
     world.unlink("other")
     for key in (b"other", b"k"):
         changes.event(SOURCE, key, key, GONE, time.monotonic() - 60, 0)

@@ -36,12 +36,12 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, 
         world.write("k", b"dropped in a bad moment")
         world.settle()
         assert world.ids(SOURCE) == {}
-        assert world.state().unreadable == {}
-        assert world.state().deferred[b"k"].why == os.strerror(number).lower()
+        assert world.state().captures.unreadable == {}
+        assert world.state().captures.deferred[b"k"].why == os.strerror(number).lower()
         fs.mend()
         go_on(world)
         assert world.tree(DESTINATION) == world.tree(SOURCE)
-        assert world.state().faults == {}
+        assert world.state().captures.faults == {}
 
 
 def test_tries_come_with_a_growing_delay(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_tries_come_with_a_growing_delay(tmp_path: Path) -> None:
         world.settle()
         delays_s = []
         for _ in range(8):
-            delays_s.append(world.state().deferred[b"k"].due_s - time.monotonic())
+            delays_s.append(world.state().captures.deferred[b"k"].due_s - time.monotonic())
             go_on(world)
         assert delays_s[0] < 2 < delays_s[3] < delays_s[7] <= 30
 
@@ -66,8 +66,8 @@ def test_a_directory_that_cannot_be_read_for_a_moment_is_looked_into_again(tmp_p
         assert state.trouble.unreadable == {b"d": "too many open files"}
         fs.mend()
         world.region().probe_buckets()
-        assert 0 < state.look_again_at_s < time.monotonic() + 2
-        state.look_again_at_s = 0.1
+        assert 0 < state.scan_times.look_again_at_s < time.monotonic() + 2
+        state.scan_times.look_again_at_s = 0.1
         world.region().probe_buckets()
         world.engine.run_until_idle()
         assert world.tree(DESTINATION) == {"d/k": b"k"}
@@ -135,9 +135,9 @@ def test_a_file_under_a_write_lease_is_open_for_writing(tmp_path: Path) -> None:
         with leased(world.path("k")):
             world.settle()
             assert world.ids(SOURCE) == {}
-            later = world.state().deferred[b"k"]
+            later = world.state().captures.deferred[b"k"]
             assert (later.opened, later.why) == (True, "the file is open for writing")
-            assert world.state().unreadable == {}
+            assert world.state().captures.unreadable == {}
         go_on(world)
         assert world.tree(DESTINATION) == {"k": b"one"}
 
@@ -151,6 +151,6 @@ def test_a_replica_under_a_write_lease_is_not_exchanged(tmp_path: Path) -> None:
             world.write("k", b"two")
             world.settle()
 
-            assert world.state(DESTINATION).stale[b"k"].why == "a program has the file open for writing"
+            assert world.state(DESTINATION).views.stale[b"k"].why == "a program has the file open for writing"
         go_on(world)
         assert world.tree(DESTINATION) == {"k": b"two"}

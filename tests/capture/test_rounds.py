@@ -219,7 +219,7 @@ def test_a_barrier_looks_again_at_what_was_open(blind: World) -> None:
         file.write(b"k")
         file.flush()
         blind.settle()
-        later = blind.state().deferred[b"k"]
+        later = blind.state().captures.deferred[b"k"]
         assert later.opened
         epoch = barrier(blind)
         assert (later.looked, later.due_s) == (epoch - 1, 0.0)

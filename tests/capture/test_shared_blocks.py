@@ -116,7 +116,7 @@ def test_of_an_update_only_what_changed_is_cut(world: World, monkeypatch: pytest
 
         with monkeypatch.context() as patch:
             patch.setattr(digests, "of", of)
-            world.state().copy_again_at_s.clear()
+            world.state().captures.copy_again_at_s.clear()
             world.settle()
         assert world.tree(DESTINATION) == {"k": after}, name
         version = world.current("k")
@@ -139,7 +139,7 @@ def test_a_map_that_is_wrong_delivers_nothing_wrong(world: World) -> None:
         blocks.write(bucket, structs.replace(found, packed=found.packed.replace(list(found)[3].digest, b"\1" * 32)))
     with world.path("k").open("ab") as file:
         file.write(b"more")
-    world.state().copy_again_at_s.clear()
+    world.state().captures.copy_again_at_s.clear()
     world.settle()
     assert world.tree(DESTINATION) == {"k": content() + b"more"}
     assert world.current("k").status is Status.COMPLETED
@@ -158,7 +158,7 @@ def test_a_view_that_is_the_stored_file_is_no_witness(world: World) -> None:
         file.write(b"x" * 5000)
     for _ in range(3):  # the stored file is set free, and the file captured, which was copied a moment ago
         world.settle()
-        world.state().copy_again_at_s.clear()
+        world.state().captures.copy_again_at_s.clear()
     assert world.tree(DESTINATION) == world.tree(SOURCE)
     assert world.path("k", DESTINATION).read_bytes()[SIZE // 2 :].startswith(b"x" * 5000)
 
@@ -216,7 +216,7 @@ def test_a_view_that_changes_while_it_is_read_is_no_source(world: World, when: s
     world.restart(fs=fs)
     world.settle()
     assert "east/src/k" in (fs.sent if when == "sent" else fs.read)
-    world.state().copy_again_at_s.clear()  # a large file waits after it was copied
+    world.state().captures.copy_again_at_s.clear()  # a large file waits after it was copied
     world.settle()
     assert world.tree(DESTINATION) == world.tree(SOURCE)
     for version in world.of("k"):

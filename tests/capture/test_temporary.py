@@ -55,7 +55,7 @@ def test_a_file_with_a_control_file_is_not_taken_while_it_is_open(world: World) 
         file.flush()
         world.settle()
         assert b"film.mkv" not in world.history(SOURCE)
-        assert "has a temporary name" in world.state().deferred[b"film.mkv"].why
+        assert "has a temporary name" in world.state().captures.deferred[b"film.mkv"].why
         file.write(b" and half")
     control.unlink()
     world.settle()

@@ -708,7 +708,7 @@ def test_a_tree_is_held_and_comes_back_whole(memory: Path, decision: str) -> Non
         if decision == "undelete":
             assert differences(world.home / "before", world.path("d"), links=False) == []
             assert world.path("d/other").stat().st_ino == world.path("d/e/file").stat().st_ino
-        assert not world.state(SOURCE).stale
-        assert not world.state(DESTINATION).stale
+        assert not world.state(SOURCE).views.stale
+        assert not world.state(DESTINATION).views.stale
         assert not is_halted(world)
         world.stays_quiet()

@@ -35,7 +35,7 @@ def test_what_was_not_captured_when_its_region_went_is_waited_for(tmp_path: Path
         world.back("east")
         world.settle()
         assert world.tree(DESTINATION) == {"k": b"two"}
-        assert not world.state().unsettled
+        assert not world.state().attachment.unsettled
 
 
 def test_nothing_is_waited_for_in_an_outage_that_found_nothing_under_way(tmp_path: Path) -> None:

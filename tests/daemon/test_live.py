@@ -13,8 +13,9 @@ from fsrepl.cli import status_screen
 from fsrepl.commands import reader, status, why
 from fsrepl.daemon import control, live, requests
 from fsrepl.errors import Refused, Usage
-from fsrepl.region.bucket_state import Deferred, StaleView
+from fsrepl.region.capture_state import Deferred
 from fsrepl.region.change_queue import Change
+from fsrepl.region.view_state import StaleView
 from tests.world import DESTINATION, SOURCE, World, at
 
 NUMBER = 2500
@@ -32,9 +33,11 @@ def load(world: World) -> None:
     """Fill every list that a bucket may have."""
     state = world.state()
     for name in map(str.encode, NAMES):
-        state.unreadable[name] = "permission denied"
-        state.deferred[name] = Deferred(0.0, Change(SOURCE, name, 0, 0, 0.0), "it is open for writing", True, 0)
-        state.stale[name] = StaleView(0.0, "it is being written", conflict=name.endswith(b"0"))
+        state.captures.unreadable[name] = "permission denied"
+        state.captures.deferred[name] = Deferred(
+            0.0, Change(SOURCE, name, 0, 0, 0.0), "it is open for writing", True, 0
+        )
+        state.views.stale[name] = StaleView(0.0, "it is being written", conflict=name.endswith(b"0"))
         state.trouble.polled.add(name)
 
 

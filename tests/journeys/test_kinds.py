@@ -48,8 +48,8 @@ def settle(world: World) -> None:
 def alike(world: World) -> None:
     settle(world)
     assert differences(world.path(), world.path(bucket=DESTINATION)) == []
-    assert not world.state(SOURCE).stale
-    assert not world.state(DESTINATION).stale
+    assert not world.state(SOURCE).views.stale
+    assert not world.state(DESTINATION).views.stale
     assert verify(world) == []
     world.stays_quiet()
 
@@ -99,7 +99,7 @@ def removed_by_command(world: World, kind: str) -> None:
     world.remove(key, version=world.current(key).id)
     settle(world)
     assert os.path.lexists(world.path(key)), "the version below the marker is current again"
-    assert not world.state(SOURCE).stale
+    assert not world.state(SOURCE).views.stale
 
 
 def undeleted(world: World, kind: str) -> None:

@@ -122,8 +122,8 @@ def test_rsync_finds_nothing_to_do_after_random_acts(memory: Path, two_way: bool
             world.settle()
         assert differences(world.path(), world.path(bucket=DESTINATION)) == []
         assert differences(world.path(bucket=DESTINATION), world.path()) == []
-        assert not world.state(SOURCE).stale
-        assert not world.state(DESTINATION).stale
+        assert not world.state(SOURCE).views.stale
+        assert not world.state(DESTINATION).views.stale
         world.stays_quiet()
 
 

@@ -113,7 +113,7 @@ def test_a_file_that_the_daemon_may_not_read_is_named_and_not_deleted(world: Wor
     world.settle()
     as_root(world.home / "theirs", b"secret", Posix(0o600, 77, 88, 0), world.path("k"))
     world.settle()
-    assert b"k" in world.state().unreadable
+    assert b"k" in world.state().captures.unreadable
     assert len(world.of("k")) == 1
     assert world.tree(DESTINATION) == {"k": b"data"}
     world.run("tag.set", bucket=SOURCE, key=b"k", tags={"a": "1"})  # which that file does not delay
@@ -130,11 +130,11 @@ def test_a_file_without_a_lease_is_waited_for(users_home: Path) -> None:
     with World(users_home) as world:
         as_root(world.home / "theirs", b"data", Posix(0o644, 77, 88, 0), world.path("k"))
         world.settle()
-        assert not world.state().deferred[b"k"].opened
-        assert "that cannot be detected here" in world.state().deferred[b"k"].why
+        assert not world.state().captures.deferred[b"k"].opened
+        assert "that cannot be detected here" in world.state().captures.deferred[b"k"].why
         world.region().changes.add(SOURCE, [b"k"], 0, WRITING)
         world.engine.run_until_idle()
-        assert world.state().deferred[b"k"].opened
+        assert world.state().captures.deferred[b"k"].opened
         world.region().writer_wait = replace(world.region().writer_wait, open_quiet_s=0.0)
         world.settle()
         assert world.tree(DESTINATION) == {"k": b"data"}
@@ -160,13 +160,13 @@ def test_a_directory_that_may_be_read_again_is_looked_into(world: World) -> None
     try:
         world.region().changes.add(SOURCE, [b"d/new"], 0, ARRIVED)
         events(world, (b"d/sub", ARRIVED))
-        assert set(world.state().unreadable) == {b"d/new"}
+        assert set(world.state().captures.unreadable) == {b"d/new"}
         assert set(world.state().trouble.unreadable) == {b"d/sub"}
     finally:
         top.chmod(0o755)
     events(world, (b"d", CHANGED))
     assert world.tree(DESTINATION) == world.tree(SOURCE)
-    assert not world.state().unreadable
+    assert not world.state().captures.unreadable
     assert not world.state().trouble.unreadable
 
 
@@ -176,10 +176,10 @@ def test_an_unreadable_directory_that_is_moved_out_is_not_named_any_more(world: 
     world.path("d").mkdir()
     world.path("k").rename(world.path("d/k"))
     world.settle()
-    assert set(world.state().unreadable) == {b"d/k"}
+    assert set(world.state().captures.unreadable) == {b"d/k"}
     world.path("d").rename(world.home / "out")
     events(world, (b"d", GONE | MOVED))
-    assert not world.state().unreadable
+    assert not world.state().captures.unreadable
 
 
 def test_edits_on_both_sides_of_an_unreadable_file(users_home: Path) -> None:

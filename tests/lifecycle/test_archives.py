@@ -255,7 +255,7 @@ def test_an_archive_that_is_away_delays_no_move_to_another_from_elsewhere(world:
     assert run(world) == {"Transition": 2, "NoncurrentVersionTransition": 1}
     world.settle()
     assert names(deep) == ["k.zst", "other.zst"]
-    assert "is offline" in world.state().placing.why
+    assert "is offline" in world.state().lifecycle.placing.why
     glacier.with_name("away").rename(glacier)
     world.settle()
     world.settle()

@@ -237,7 +237,7 @@ def test_a_backfill_that_only_the_record_asks_for_blocks(world: World, clock: Cl
     put(world, old_versions())
     clock(LATER)
     old = world.of("k")[1]
-    deliveries = {DESTINATION: DeliveryRecord("r", Status.PENDING, job=next(iter(world.state().jobs)))}
+    deliveries = {DESTINATION: DeliveryRecord("r", Status.PENDING, job=next(iter(world.state().backfills.jobs)))}
     with world.engine.site.bucket(SOURCE).open() as bucket:
         records.write_deliveries(bucket, replace(old, deliveries=deliveries))
     assert run(world) == {}

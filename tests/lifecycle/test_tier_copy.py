@@ -149,7 +149,7 @@ def test_a_full_disk_keeps_nothing_of_a_large_move(memory: Path, clock: Clock, p
         run(world)
         world.settle()
         assert list((tier / "src" / ".tmp").iterdir()) == []
-        assert "no space left" in world.state().placing.why
+        assert "no space left" in world.state().lifecycle.placing.why
         assert world.path("k").read_bytes() == DATA
         fs.write = real  # type: ignore[method-assign]
         world.settle()

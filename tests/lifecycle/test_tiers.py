@@ -329,7 +329,7 @@ def test_a_view_into_a_tier_that_is_away_is_no_deletion(world: World, clock: Clo
     view.rename(view.with_name("renamed"))
     world.settle()
     assert b"d/renamed" not in world.ids(SOURCE)
-    assert "is offline" in world.state().deferred[b"d/renamed"].why
+    assert "is offline" in world.state().captures.deferred[b"d/renamed"].why
     said = live.status(world.engine)
     (found,) = [each for each in status.status(world.engine.site, said)["buckets"] if each["bucket"] == SOURCE]
     (note,) = [each.text for each in notes_of(found, None) if "renamed" in each.text]
@@ -526,7 +526,7 @@ def test_moves_wait_for_a_tier_that_is_away(world: World, clock: Clock) -> None:
     tier.rename(tier.with_name("away"))
     moved(world, clock)
     assert stored(world) == [6000, 22000]
-    assert "is offline" in world.state().placing.why
+    assert "is offline" in world.state().lifecycle.placing.why
     document = status.status(world.engine.site, {"buckets": live.status(world.engine)["buckets"]})
     (tier_,) = document["tiers"]
     (bucket,) = [each for each in document["buckets"] if each["bucket"] == SOURCE]
@@ -536,7 +536,7 @@ def test_moves_wait_for_a_tier_that_is_away(world: World, clock: Clock) -> None:
     tier.with_name("away").rename(tier)
     world.settle()
     assert stored(world) == [0, 22000]
-    assert world.state().placing.why == ""
+    assert world.state().lifecycle.placing.why == ""
 
 
 def test_content_that_is_damaged_is_not_moved(world: World, clock: Clock) -> None:
@@ -551,7 +551,7 @@ def test_content_that_is_damaged_is_not_moved(world: World, clock: Clock) -> Non
     world.engine.run_until_idle()
     world.settle()
     assert contents(tier) in ([], [ONE])
-    world.state().placing.begin_again()
+    world.state().lifecycle.placing.begin_again()
     world.settle()
     assert contents(tier) == [ONE]
 
@@ -580,7 +580,7 @@ def test_a_full_tier_is_waited_for(world: World, clock: Clock) -> None:
     world.restart(fs=fs)
     world.settle()
     assert fs.refused
-    assert "no space" in world.state().placing.why
+    assert "no space" in world.state().lifecycle.placing.why
     assert (contents(tier), stored(world)) == ([], [6000, 22000])
     assert os.listdir(tier / "src" / ".tmp") == []
     fs.refused, fs.full = 0, False
@@ -753,10 +753,10 @@ def test_a_tier_that_fails_delays_no_other(world: World, clock: Clock) -> None:
     run(world)
     world.settle()
     assert contents(there) == [ONE]
-    assert "is offline" in world.state().placing.why
+    assert "is offline" in world.state().lifecycle.placing.why
     away.with_name("away").rename(away)
     world.settle()
-    assert (contents(away), world.state().placing.why) == ([ONE], "")
+    assert (contents(away), world.state().lifecycle.placing.why) == ([ONE], "")
 
 
 def test_a_dead_disk_whose_tier_is_alive(world: World, clock: Clock, tmp_path: Path) -> None:

@@ -41,11 +41,11 @@ def settled(world: World) -> None:
 
     def is_over() -> bool:
         world.settle()
-        return not any("just now" in each.why for each in world.state().deferred.values())
+        return not any("just now" in each.why for each in world.state().captures.deferred.values())
 
     until(is_over)
     for _ in range(3):
-        for overwritten in world.state().overwritten.values():
+        for overwritten in world.state().views.overwritten.values():
             overwritten.due_s = 0.0
         world.settle()
 
@@ -122,7 +122,7 @@ def test_a_writer_is_waited_for(world: World, clock: Clock) -> None:
         file.flush()
         settled(world)
         assert len(world.of("d/k")) == 1
-        assert world.state().deferred[b"d/k"].opened
+        assert world.state().captures.deferred[b"d/k"].opened
         file.write(b", and more")
     settled(world)
     assert view.read_bytes() == NEW + b", and more"

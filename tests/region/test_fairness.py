@@ -56,7 +56,7 @@ def test_the_rest_of_a_batch_that_was_cut_short_is_done_next(busy: World, monkey
     assert busy.tree(DESTINATION) == busy.tree(SOURCE)
     assert busy.ids(DESTINATION) == busy.ids(SOURCE)
     assert not busy.region().changes
-    assert not busy.state().deferred
+    assert not busy.state().captures.deferred
     busy.stays_quiet()
 
 

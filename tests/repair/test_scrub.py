@@ -60,11 +60,11 @@ def turn(world: World) -> None:
     """Everything that the scrub may do now."""
     for region in world.engine.regions.values():
         for state in region.states.values():
-            state.scrub_look_s = 0.0
+            state.scrub.look_s = 0.0
     world.settle()
     for region in world.engine.regions.values():
         for state in region.states.values():
-            state.scrub_look_s = 0.0
+            state.scrub.look_s = 0.0
     world.settle()
 
 

@@ -84,11 +84,11 @@ def test_a_view_that_cannot_be_shown_yet_waits(world: World) -> None:
     world.settle()
     with world.path("k", DESTINATION).open("r+b"):
         verify(world, repair=True)
-        assert [*world.state(DESTINATION).stale] == [b"k"]
+        assert [*world.state(DESTINATION).views.stale] == [b"k"]
         world.restart(without_journal=True)
         world.settle()
         assert world.path("k", DESTINATION).read_bytes() == b"one"
-        assert [*world.state(DESTINATION).stale] == [b"k"]
+        assert [*world.state(DESTINATION).views.stale] == [b"k"]
     world.settle()
     assert is_whole(world)
 

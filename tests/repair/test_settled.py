@@ -57,7 +57,7 @@ def read(world: World, *, afresh: bool = False) -> int:
     assert isinstance(fs, _Reading)
     with world.engine.site.bucket(SOURCE).open() as bucket:
         before = fs.number
-        reconcile.reconcile(bucket, world.engine.journal, afresh=afresh, later=world.state().uncompared)
+        reconcile.reconcile(bucket, world.engine.journal, afresh=afresh, later=world.state().attachment.uncompared)
         return fs.number - before
 
 
@@ -178,7 +178,7 @@ def test_it_is_noted_only_while_nothing_has_failed(world: World, monkeypatch: py
     assert number() == 1
     region.note_settled()
     assert len(noted) == 1  # no news
-    state.is_indexed = False
+    state.attachment.is_indexed = False
     assert number() == 0
     world.restart()
     world.settle()
@@ -193,14 +193,14 @@ def test_directories_that_the_start_left_out_are_compared_afterwards(world: Worl
     and delivered as ever."""
     read(world)
     state, region = world.state(), world.region()
-    assert len(state.uncompared) == 1 + DIRECTORIES
+    assert len(state.attachment.uncompared) == 1 + DIRECTORIES
     compare_all(region)
-    assert state.uncompared == []
+    assert state.attachment.uncompared == []
     assert not state.scans
     version_id = forget(world, "d3/k")  # as if the directory's time did not tell
     (path,) = world.path(".fsrepl/versions/d4").glob("k;*")
     path.unlink()
-    state.uncompared = [Uncompared(b"d3", b"d3"), Uncompared(b"d4", b"d4"), Uncompared(b"gone", b"gone")]
+    state.attachment.uncompared = [Uncompared(b"d3", b"d3"), Uncompared(b"d4", b"d4"), Uncompared(b"gone", b"gone")]
     compare_all(region)
     assert stored(world, "d3/k") == [version_id]
     assert stored(world, "d4/k") == []

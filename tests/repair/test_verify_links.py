@@ -27,7 +27,7 @@ def torn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             world.settle()
         for state in (world.state(SOURCE), world.state(DESTINATION)):
-            state.may_lack_links = False
+            state.views.may_lack_links = False
 
 
 def inodes(world: World, bucket: str) -> set[int]:

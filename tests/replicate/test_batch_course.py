@@ -15,7 +15,7 @@ from fsrepl.commands.documents.jobs import Pace
 from fsrepl.errors import Refused
 from fsrepl.model import clock
 from fsrepl.model.version import NULL, Status
-from fsrepl.region import bucket_state
+from fsrepl.region import backfill_state
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.storage import backfill_jobs
 from fsrepl.storage.journal.rows import Counts, Delivery, Stored
@@ -349,7 +349,7 @@ def test_how_long_it_will_take() -> None:
     """The estimate: by number and bytes, at the rate since this process began with the job, including versions that are
     still to be found."""
     job = backfill_jobs.Job("01K0000000000000000000000A", SOURCE, 1, versions=1000, examined=250)
-    run = bucket_state.Run(job, began_s=100.0, began_with=backfill_jobs.Tasks(10, 0, 10, 0, 0))
+    run = backfill_state.Run(job, began_s=100.0, began_with=backfill_jobs.Tasks(10, 0, 10, 0, 0))
     mib = 1 << 20
     assert backfills.pace(run, backfill_jobs.Tasks(100, 100 * mib, 10, 0, 0), 110.0) == Pace()
     tasks = backfill_jobs.Tasks(100, 100 * mib, 25, 20 * mib, 5)

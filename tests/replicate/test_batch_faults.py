@@ -124,7 +124,7 @@ def test_a_full_or_read_only_disk_only_delays_a_backfill(memory: Path, for_ever:
             fs.mend()
             for _ in range(3):
                 for state in (world.state(SOURCE), world.state(DESTINATION)):
-                    for run in state.jobs.values():
+                    for run in state.backfills.jobs.values():
                         run.due_s = 0.0
                 world.settle()
             source = world.history(SOURCE)

@@ -124,7 +124,7 @@ def test_a_delivery_takes_over_what_was_copied_so_far(world: World) -> None:
     def stop() -> None:
         nonlocal parts
         if (parts := parts + 1) == 5:
-            (copy,) = world.state(DESTINATION).early.values()
+            (copy,) = world.state(DESTINATION).replicas.early.values()
             copy.stop()
 
     fs.then = stop
@@ -202,7 +202,7 @@ def test_a_file_with_other_content_is_not_announced(world: World, new: bytes) ->
     """Section 9: where little of the version before is in the new one, it is not copied in vain."""
     fs = prepared(world, content())
     states: list[int] = []
-    fs.during = lambda: states.append(len(world.state(DESTINATION).early))
+    fs.during = lambda: states.append(len(world.state(DESTINATION).replicas.early))
     world.write("k", new)
     world.settle()
     assert fs.copied <= len(new)
@@ -223,13 +223,13 @@ def test_a_capture_that_ended_before_its_announcement_was_read_is_not_copied_for
     there.post(ExpectNoMore(DESTINATION, update, is_published))
     there.turn()
     assert fs.copied == 0
-    assert not world.state(DESTINATION).early
+    assert not world.state(DESTINATION).replicas.early
     there.post(Expect(DESTINATION, update))
     there.turn()
     assert fs.copied == SIZE
     there.post(ExpectNoMore(DESTINATION, update, is_published=False))
     there.turn()
-    assert not world.state(DESTINATION).early
+    assert not world.state(DESTINATION).replicas.early
     assert open_staged() == []
 
 
@@ -345,7 +345,7 @@ def test_one_file_of_a_bucket_is_announced_at_a_time(world: World) -> None:
         world.write(f"other{number}", content(seed=number + 3))
     fs = prepared(world, content())
     seen: list[int] = []
-    fs.then = lambda: seen.append(len(world.state(DESTINATION).early))
+    fs.then = lambda: seen.append(len(world.state(DESTINATION).replicas.early))
     for key in ("k", *(f"other{number}" for number in range(3))):
         world.write(key, in_pages(world.path(key).read_bytes()))
     world.settle()

@@ -422,7 +422,7 @@ def test_an_update_replaces_the_version_before_in_the_page_cache(
         monkeypatch.setattr(large_draft, "_LEAVES_CACHE_BYTES", SIZE)
         world.write("k", content() + b"more")
         world.settle()
-        world.state().copy_again_at_s.clear()
+        world.state().captures.copy_again_at_s.clear()
         world.settle()
         assert world.path("k", DESTINATION).stat().st_size == SIZE + 4
         for bucket in (SOURCE, DESTINATION):
@@ -462,7 +462,7 @@ def test_a_clone_with_scattered_changes_is_read_back_when_they_are_written(
         world.write("k", content())
         world.settle()
         fs.read = fs.copied_after = 0
-        world.state().copy_again_at_s.clear()
+        world.state().captures.copy_again_at_s.clear()
         world.write("k", in_pages(content()))
         world.settle()
         assert world.tree(DESTINATION) == {"k": in_pages(content())}

@@ -93,7 +93,7 @@ def test_the_same_inode_number_in_a_subvolume_is_no_other_name(on_btrfs: World, 
         path.write_bytes(b"two, longer")  # also where files are not written into: here no view is the stored file
     world.settle()
     world.settle()
-    assert not world.state().overwritten
+    assert not world.state().views.overwritten
     assert all(len(versions) == 2 for versions in world.history(SOURCE).values())
     in_step(world)
 
@@ -111,7 +111,7 @@ def test_a_file_that_another_is_mounted_over_is_not_gone_and_not_changed(world: 
         cover(Path("/dev/null"), world.path("device"))
         schedule.start_due(world.region(), place)
         world.engine.run_until_idle()
-        assert set(place.unreadable) == {b"k", b"device"}
+        assert set(place.captures.unreadable) == {b"k", b"device"}
         world.settle()
         assert world.tree(DESTINATION) == {"k": b"one", "device": b"two"}
         assert len(world.of("k")) == len(world.of("device")) == 1
@@ -122,7 +122,7 @@ def test_a_file_that_another_is_mounted_over_is_not_gone_and_not_changed(world: 
             clear(world.path(name))
     schedule.start_due(world.region(), place)
     world.engine.run_until_idle()
-    assert not place.unreadable
+    assert not place.captures.unreadable
     in_step(world)
 
 
@@ -189,7 +189,7 @@ def test_an_overlay_over_different_filesystems(tmp_path: Path, overlay: Path, sh
         world.path("d/b").chmod(0o600)
         world.unlink("a")
         world.settle()
-        assert not world.state().unreadable
+        assert not world.state().captures.unreadable
         assert set(world.tree(DESTINATION)) == {"new", "d/new", "d/b"}
         assert world.look_of("d/b", DESTINATION)[0].mode == 0o600
         assert verify(world) == []

@@ -112,7 +112,7 @@ def test_a_key_that_no_file_can_have_is_deleted_like_any_other(tmp_path: Path, k
         assert [version.marker for version in world.of(key)] == [True]
         assert world.ids(SOURCE) == world.ids(DESTINATION)
         for bucket in (SOURCE, DESTINATION):
-            assert not world.state(bucket).deferred
+            assert not world.state(bucket).captures.deferred
         world.stays_quiet()
 
 

@@ -275,7 +275,7 @@ def test_views_that_were_in_the_way_are_looked_at_once_a_turn(memory: Path) -> N
         world.settle()
         world.write("x/y", b"replica")
         world.settle()
-        assert world.state(DESTINATION).stale
+        assert world.state(DESTINATION).views.stale
         world.unlink("x", DESTINATION)
         stale.retry_blocked(world.region(DESTINATION), world.state(DESTINATION))
         assert world.region(DESTINATION).next_s() == 0.0

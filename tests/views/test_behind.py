@@ -69,8 +69,8 @@ def test_views_under_a_mount_are_updated_once_it_is_gone(world: World, mount: Pa
     world.unlink("m/gone")
     world.write("m/new", b"two!")
     world.settle()
-    assert all(held.conflict and "another mount" in held.why for held in world.state(DESTINATION).stale.values())
-    assert set(world.state(DESTINATION).stale) == {b"m/gone", b"m/new"}
+    assert all(held.conflict and "another mount" in held.why for held in world.state(DESTINATION).views.stale.values())
+    assert set(world.state(DESTINATION).views.stale) == {b"m/gone", b"m/new"}
     if without_journal:
         world.restart(without_journal=True)
         world.settle()

@@ -65,7 +65,7 @@ def test_views_follow_where_rename_does_not_reach(tmp_path: Path, sharing: str) 
                 assert world.look_of(key, DESTINATION) == world.look_of(key)
         assert world.ids(DESTINATION) == world.ids(SOURCE)
         assert _strays(world) == world.leftovers(DESTINATION) == []
-        assert not world.state(DESTINATION).stale
+        assert not world.state(DESTINATION).views.stale
         world.stays_quiet()
 
 

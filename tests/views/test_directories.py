@@ -143,7 +143,7 @@ def test_no_new_content_is_shown_in_a_directory_that_is_wider_than_its_source(wo
     world.path("d").chmod(0o700)
     world.write("d/new", b"private")
     world.capture(SOURCE)
-    world.state().directories.clear()  # the event of the change is lost
+    world.state().views.directories.clear()  # the event of the change is lost
     world.engine.run_until_idle()
     assert modes == [0o700]
 

@@ -127,7 +127,7 @@ def test_rmdir_makes_a_marker_and_restore_the_directory(tmp_path: Path) -> None:
         world.settle()
         assert folders(world, DESTINATION) == {}
         assert all(v[-1].marker for v in world.history(DESTINATION).values())
-        assert not world.state(DESTINATION).stale
+        assert not world.state(DESTINATION).views.stale
         for key in (b"a/", b"a/b/", b"a/b/file"):
             world.run("object.restore", bucket=SOURCE, key=key)
         world.settle()
@@ -164,7 +164,7 @@ def test_a_renamed_directory_is_renamed_in_the_replica(tmp_path: Path) -> None:
         assert folders(world, DESTINATION) == folders(world, SOURCE)
         assert world.tree(DESTINATION) == {"new/deep/file": b"content"}
         assert world.links(DESTINATION) == {"new/link": "deep/file"}
-        assert not world.state(DESTINATION).stale
+        assert not world.state(DESTINATION).views.stale
         world.stays_quiet()
 
 
@@ -182,7 +182,7 @@ def test_a_file_and_a_directory_replace_each_other(tmp_path: Path, directory_fir
             world.settle()
         assert world.tree(DESTINATION) == world.tree(SOURCE)
         assert folders(world, DESTINATION) == folders(world, SOURCE)
-        assert not world.state(DESTINATION).stale
+        assert not world.state(DESTINATION).views.stale
         assert verify(world) == []
 
 
@@ -196,8 +196,8 @@ def test_a_file_in_the_place_of_a_directory_is_a_conflict(tmp_path: Path) -> Non
         world.path("one").mkdir()
         world.write("two", b"ours")
         world.settle()
-        assert world.state(DESTINATION).stale[b"one/"].conflict
-        assert world.state(DESTINATION).stale[b"two"].conflict
+        assert world.state(DESTINATION).views.stale[b"one/"].conflict
+        assert world.state(DESTINATION).views.stale[b"two"].conflict
         assert world.tree(DESTINATION) == {"one": b"theirs", "two/file": b"theirs"}
         site, said = world.engine.site, {"running": True, **live.status(world.engine)}
         found = {each["bucket"]: each for each in status.status(site, said)["buckets"]}
@@ -455,7 +455,7 @@ def test_a_directory_at_rest_is_looked_at_once(tmp_path: Path) -> None:
         changes = world.region(DESTINATION).changes
         changes.directories.append(DirectoryEvent(DESTINATION, b"a", CHANGED, 0))
         assert world.engine.run_until_idle()
-        assert not state.resting
+        assert not state.views.resting
 
 
 def test_a_change_of_a_directory_before_it_is_at_rest_is_its_users(tmp_path: Path) -> None:
@@ -464,7 +464,7 @@ def test_a_change_of_a_directory_before_it_is_at_rest_is_its_users(tmp_path: Pat
         world.write("a/file", b"content")
         world.look()
         assert world.engine.run_until_idle()
-        assert world.state(DESTINATION).resting
+        assert world.state(DESTINATION).views.resting
         world.path("a", DESTINATION).chmod(0o700)
         world.flush_settling()
         assert resting.rest_due(world.region(DESTINATION))
@@ -493,7 +493,7 @@ def test_a_directory_removed_while_the_other_side_saves_into_it(tmp_path: Path) 
         world.settle()
         world.settle()
         assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/deep/new": b"new"}
-        assert world.state(SOURCE).stale == world.state(DESTINATION).stale == {}
+        assert world.state(SOURCE).views.stale == world.state(DESTINATION).views.stale == {}
         assert world.leftovers(SOURCE) == world.leftovers(DESTINATION) == []
         assert folders(world, SOURCE) == folders(world, DESTINATION)
         assert {name: each[0] for name, each in folders(world, DESTINATION).items()} == {"d": 0o750, "d/deep": 0o705}
@@ -528,7 +528,7 @@ def test_a_deleted_directory_remains_while_it_holds_objects(tmp_path: Path, with
             world.settle()
         for bucket in (SOURCE, DESTINATION):
             assert world.tree(bucket) == {"folder/file": b"data", "other/file": b"data"}
-            assert not world.state(bucket).stale
+            assert not world.state(bucket).views.stale
         assert world.current("folder/").marker
         assert verify(world) == []
         world.write("folder/another", b"data")  # makes no new version of the directory
@@ -544,8 +544,8 @@ def test_a_deleted_directory_remains_while_it_holds_objects(tmp_path: Path, with
         for _ in range(3):
             world.settle()
         assert [*folders(world, SOURCE)] == [*folders(world, DESTINATION)] == ["folder"]
-        assert not world.state(SOURCE).stale
-        assert not world.state(DESTINATION).stale
+        assert not world.state(SOURCE).views.stale
+        assert not world.state(DESTINATION).views.stale
         assert verify(world) == []
 
 
@@ -563,12 +563,12 @@ def test_a_directory_put_in_the_place_of_one_that_the_other_side_removed(tmp_pat
 
         def is_at_rest() -> bool:
             world.settle()
-            return not world.state(DESTINATION).stale
+            return not world.state(DESTINATION).views.stale
 
         until(is_at_rest, "the directory is captured, for which it settles first")
         world.settle()
         assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/new": b"new", "gone/old": b"old"}
-        assert world.state(SOURCE).stale == world.state(DESTINATION).stale == {}
+        assert world.state(SOURCE).views.stale == world.state(DESTINATION).views.stale == {}
         assert folders(world, SOURCE) == folders(world, DESTINATION)
         assert world.leftovers(SOURCE) == world.leftovers(DESTINATION) == []
         world.stays_quiet()

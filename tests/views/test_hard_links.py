@@ -108,7 +108,7 @@ def test_waiting_for_a_name_covers_a_write_through_another(world: World, scope: 
         file.flush()
         region.changes.add(SOURCE, [b"a"], 3, CLOSED)
         region.turn()
-        assert b"a" in state.deferred
+        assert b"a" in state.captures.deferred
         assert is_waited_for(scope)
 
 

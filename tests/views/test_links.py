@@ -142,7 +142,7 @@ def test_nothing_is_written_through_a_symlink_of_a_tree_bucket(tmp_path: Path) -
         world.settle()
         assert list(outside.iterdir()) == []
         assert world.current("folder/file").status is Status.COMPLETED
-        assert world.state(DESTINATION).stale[b"folder/file"].conflict
+        assert world.state(DESTINATION).views.stale[b"folder/file"].conflict
         world.path("folder", DESTINATION).unlink()
         world.settle()
         world.settle()
@@ -158,7 +158,7 @@ def test_a_symlink_waits_in_the_store_of_a_bucket_that_is_no_tree_bucket(tmp_pat
         world.settle()
         assert world.current("link").status is Status.COMPLETED
         assert world.links(DESTINATION) == {}
-        assert "no tree bucket" in world.state(DESTINATION).stale[b"link"].why
+        assert "no tree bucket" in world.state(DESTINATION).views.stale[b"link"].why
         world.run("bucket.trees", bucket=DESTINATION, on=True)
         world.settle()
         assert world.links(DESTINATION) == {"link": "target"}

@@ -367,7 +367,7 @@ def test_a_version_whose_file_only_looks_written_into_is_kept(tmp_path: Path, ac
         world.drop("k", IS) if act == "replaced" else world.unlink("k")
         world.settle()
         assert _served(world, SOURCE)[old] == WAS
-        assert world.state().overwritten == {}
+        assert world.state().views.overwritten == {}
 
 
 @pytest.mark.slow

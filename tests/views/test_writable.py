@@ -47,7 +47,7 @@ def alike(world: World, where: str = "") -> None:
     modes = [{p.name: p.stat().st_mode for p in world.path(bucket=b).iterdir() if p.name != ".fsrepl"}
              for b in (SOURCE, DESTINATION)]  # fmt: skip
     assert modes[0] == modes[1], where
-    assert not world.state(DESTINATION).stale, where
+    assert not world.state(DESTINATION).views.stale, where
     assert world.ids(SOURCE) == world.ids(DESTINATION), where
     assert world.statuses() <= {Status.COMPLETED}, where
 
