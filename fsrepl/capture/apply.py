@@ -206,7 +206,7 @@ def apply(
 
 
 def _may_be_made(taken: copy.Taken | None) -> bool:
-    """Whether a directory may be one that replication made for the files below it: such a one says so itself."""
+    """Whether a directory may be one that replication made for the files below it: an attribute of it says so."""
     return taken is None or taken.is_closed or attributes.MADE in taken.labels
 
 
@@ -274,7 +274,8 @@ def new_version(
 
 
 def _changed_directory(bucket: OpenBucket, version: Version, known: Object, taken: copy.Taken) -> Version:
-    """A new version of a directory: what it could not take of the version that it showed is not its user's change."""
+    """A new version of a directory: metadata that it could not take from the version that it showed is not its user's
+    change."""
     shown = known.view.shown or known.id if known.view else known.id
     before = versions.read(bucket, version.key, shown, marker=False)
     if before is None:

@@ -1,8 +1,8 @@
 """A large file that has changed little is announced to its destinations while it is captured.
 
-They copy the version that they have meanwhile, since most of the new one will come from there: see replicate/early.py.
-What is announced may come to nothing, and binds nobody: whether there is a new version is decided after the capture,
-and what becomes of it by the rules, as ever.
+Meanwhile they copy the version that they have, since most of the new content is in it: see replicate/early.py. An
+announcement is a hint. The capture may end without a version, and the rules choose the destinations of a version after
+it was captured.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _SAMPLES, _SAMPLE_BYTES = 16, 4096
 
 
 def may_be_announced(state: BucketState, key: bytes, size_bytes: int) -> bool:
-    """Whether a file is worth a look: one of a bucket at a time, and none of which the last announcement came to
-    nothing."""
+    """Whether a file is examined for an announcement: one of a bucket at a time, and no file whose last announcement
+    led to no version."""
     return size_bytes >= _WORTH_BYTES and state.captures.announced is None and key not in state.captures.unsteady
 
 

@@ -183,7 +183,7 @@ def _unpacked(taken: copy.Taken, times: Times) -> copy.Taken:
 
 
 def carry_out_read(order: bytes, buckets: Sequence[OpenBucket], held: Contents) -> bytes:
-    """See Read: for each key what was read, or none; fewer where there was no more time, or room."""
+    """See Read: for each key the file that was read, or None; fewer where time or room ran out."""
     wanted, (bucket,) = _reads.decode(order), buckets
     is_temporary = temporary_pattern(wanted.temporary).match
     writer_wait = WriterWait(wanted.open_quiet_s, wanted.open_max_s, SMALL_BYTES, is_temporary)

@@ -134,7 +134,8 @@ def _take_chunk(
 def _publish_staged(
     region: Region, state: BucketState, bucket: OpenBucket, batch: Sequence[NewVersion], staging: in_stager.Staging
 ) -> None:
-    """Publish staged versions, and those that the stager has staged; what it did not stage is looked at again."""
+    """Publish staged versions, and those that the stager has staged; those that it did not stage are inspected
+    again."""
     staged, left = staging.result()
     for each in left:
         region.defer(state, each.change, AGAIN_AT_LEAST_S, "its content was not staged")
@@ -341,7 +342,8 @@ def _have_repaired(region: Region, state: BucketState, change: Change) -> None:
 
 
 def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[NewVersion]) -> list[NewVersion]:
-    """Make a batch durable, then visible in the store, then recorded; what was. The changes of the rest are deferred.
+    """Make a batch durable, then visible in the store, then recorded; the versions that were. The changes of the others
+    are deferred.
 
     New keys precede markers: a rename is no gap.
     """

@@ -28,7 +28,7 @@ class Evidence(Protocol):
         """Whether replication made the directory for the files below it, so that it is no object."""
 
     def is_made_and_edited(self) -> bool:
-        """Whether a user has changed the rights of a directory that was left to what is in it when it was deleted."""
+        """Whether a user has changed the rights of a directory that was deleted while files were left in it."""
 
     def same_directory(self) -> str:
         """The id of the recorded version whose metadata the directory has; empty where it was changed."""
@@ -95,7 +95,7 @@ class AddMarker(Struct, frozen=True):
 
 
 class RemoveIfEmpty(Struct, frozen=True):
-    """The directory was deleted, and left to what was in it."""
+    """The directory was deleted while files were left in it, and goes with the last of them."""
 
 
 Decision = (

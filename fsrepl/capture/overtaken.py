@@ -28,7 +28,7 @@ log = logging.getLogger("fsrepl")
 
 
 def record_all(region: Region, state: BucketState, bucket: OpenBucket, found: Iterable[Overtaken]) -> None:
-    """Make each of these files a version, and remove it; one that cannot be recorded now stays for the next look."""
+    """Make each of these files a version, and remove it; a file that cannot be recorded now stays for the next look."""
     for each in found:
         try:
             _record(region, state, bucket, each)

@@ -201,7 +201,7 @@ def follow_events(region: Region) -> bool:
 
 
 def _follow_content(region: Region, state: BucketState, event: DirectoryEvent) -> None:
-    """Queue the key of a content in a tier that somebody writes into; a content that no view shows is repaired."""
+    """Queue the key of a content in a tier after a write into it; a content that no view shows is repaired."""
     tier, _, name = event.path.partition(b"/")
     token = name.partition(b";")[0].decode("ascii", "replace")
     try:

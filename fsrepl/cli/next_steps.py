@@ -1,6 +1,6 @@
 """The next step after an error: a command, for errors whose own message names none. Pure.
 
-A message that knows better says so itself, with a command in backquotes; then nothing is added.
+Nothing is added to a message that names a command itself, in backquotes.
 """
 
 from __future__ import annotations

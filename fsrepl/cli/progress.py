@@ -1,7 +1,7 @@
 """Progress for a person who waits: a bar on the terminal for each step that takes over two seconds.
 
-Each request has one (common.Performer): it says what is being done and for how long, and how far it is where the
-operation counts itself. A command that knows more shows that instead. Bars do not nest: within one, another shows
+Each request has a bar (common.Performer): the bar says what is being done and for how long, and, where the operation
+counts itself, how much is done. A command that knows more shows that instead. Bars do not nest: an inner bar shows
 nothing.
 """
 

@@ -119,7 +119,7 @@ def _restore(performer: Performer, address: Address, since: str) -> dict[str, An
 
 def _most(address: Address, since: str) -> int:
     """The most keys that may be brought back, for a bar: lifecycle or a replica's marker may have deleted some of them.
-    0 where nobody sees the bar, or that is unknown."""
+    0 where no bar is shown, or that is unknown."""
     if not progress.is_wanted():
         return 0
     try:

@@ -93,7 +93,7 @@ def rm(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is empty, and remove it then.")] = False,
     json: Json = False,
 ) -> None:
-    """Remove a tier that is empty. One that is not is emptied first: the daemon moves its content back."""
+    """Remove a tier that is empty. A tier with content is emptied first: the daemon moves its content back."""
     answer = perform(requests.RemoveTier(tier))
     if wait and not answer["Removed"]:
         answer = _empty(tier, answer["Versions"])

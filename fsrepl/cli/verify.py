@@ -186,7 +186,7 @@ def _runs() -> bool:
 
 
 def _settled() -> None:
-    """Wait until the regions of a running daemon have finished what they were at."""
+    """Wait until the regions of a running daemon have finished their present work."""
     with contextlib.suppress(FsreplError):
         ask_daemon(requests.FinishTurn(), answer_within_s=_PASS_S)
 

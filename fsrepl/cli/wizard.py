@@ -26,7 +26,7 @@ TREES = "Directories, symlinks and hard links too, as a git repository needs the
 
 
 def ask(site: Site) -> tuple[EnableReplication, bool]:
-    """Ask for what `replication enable` needs; that, and whether its buckets are to be tree buckets."""
+    """Ask for the arguments of `replication enable`; these, and whether its buckets are to be tree buckets."""
     source = _choose("Source bucket", _sources(site), "no bucket has versioning enabled; `fsrepl versioning enable`")
     existing = replication.has_configuration(site, source)
     if existing and not typer.confirm(f"{source} has a configuration. Replace it?", default=False):

@@ -1,7 +1,7 @@
 """Archived content (GLACIER and DEEP_ARCHIVE with a tier), made readable for some days, as S3's RestoreObject does.
 
-The copy lies beside the archived content, where the symlink in the place of a current version leads. It is there before
-the record says until when; one that no record speaks for is swept.
+The copy lies beside the archived content, where the symlink in the place of a current version leads. It is made before
+the record says until when it is kept. A copy that no record names is swept.
 """
 
 from __future__ import annotations

@@ -264,7 +264,7 @@ def _service(service: ServiceFacts) -> Iterator[Finding]:
 
 
 def _small_objects(facts: Facts) -> Iterator[Finding]:
-    """One finding for all services: what they lack is a package of the program."""
+    """One finding for all services, since they all lack the same Python package."""
     slowed = {each["name"]: each["slowed"] for each in facts["services"] if each.get("slowed")}  # an older daemon: none
     if slowed:
         why = next(iter(slowed.values()))

@@ -1,7 +1,7 @@
 """The facts of `fsrepl doctor` on the machine, the regions, the buckets and the journal, without a judgement.
 
-All values have types that JSON has, for the daemon, where one runs, reads rights and mounts: it may be another user
-with another view of the mounts. Nothing is changed, except for test files in .fsrepl/tmp, which are created and
+All values have types of JSON. Where a daemon runs, it reads rights and mounts and sends them, since it may be another
+user with another view of the mounts. Nothing is changed, except for test files in .fsrepl/tmp, which are created and
 removed.
 """
 
@@ -76,7 +76,8 @@ class Region(TypedDict):
 
 
 class Bucket(TypedDict):
-    """A bucket's tree. directories: how many need a watch. displaced: without fresh ones, which are in hand."""
+    """A bucket's tree. directories: how many need a watch. displaced: without those of the last moments, which the
+    daemon is inspecting."""
 
     address: str
     trouble: str
@@ -403,7 +404,7 @@ def _refusal(role: Role, source: str, rule: Rule) -> str:
 
 
 def tiers(site: Site, journal: Journal | None) -> list[Tier]:
-    """All tiers; without a journal nothing is known of what lies in them."""
+    """All tiers; their content is counted in the journal, where there is one."""
     counts = held(site, journal) if journal is not None else {}
     return [_tier(tier, counts.get(tier.address, Held())) for tier in site.tiers()]
 

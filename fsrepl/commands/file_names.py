@@ -1,9 +1,9 @@
 """Names of one file that come back: a version that is restored is shown in the file of its other names.
 
 In a tree bucket the links of versions (see Version.link) lead to one key and version for all names of a file. Where the
-file is there under another of its names, the restored version is one more name of it, with the metadata that the file
-has now. Otherwise it gets a file of its own, and its link still leads to where it did, so that names which come back
-later find it. Those that are there are found by content in the journal.
+file exists under another of its names, the restored version is one more name of it, with the metadata that the file has
+now. Otherwise it gets a separate file. Its link is kept, so that other names that are restored later find that file.
+Existing names are found by their content in the journal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class FileNames:
     def __init__(self, journal: Journal, bucket: OpenBucket, coming: Iterable[Version]) -> None:
         self._bucket = bucket
         self._there: dict[_Name, Version] = {}
-        """By the name to which all names of a file lead: the current version of one that is there."""
+        """By the name to which all names of a file lead: the current version of a name that exists."""
         self._leads: dict[_Name, _Name] = {}
         self._alike: dict[bytes, list[tuple[int, _Name]]] = {}
         files = [version for version in coming if version.kind is not Kind.DIRECTORY] if bucket.bucket.trees else []
@@ -62,7 +62,7 @@ class FileNames:
             self._there.setdefault(self._first((version.key, version.id)), new)
 
     def joined(self, version: Version, new: Version) -> Version:
-        """The new version for one that comes back, as a name of its file."""
+        """The new version for a name that is restored, as a name of its file."""
         if not self._concerns(version):
             return new
         other = self.of(version)

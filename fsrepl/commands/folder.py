@@ -1,7 +1,7 @@
 """One folder of a bucket, a page at a time: what S3's list calls give with a delimiter.
 
-The journal says which names there are, so that a folder of 100,000 names takes no longer than a small one; what is
-said of each version comes from its record.
+The names come from the journal, so that a page of a folder of 100,000 names takes no longer than one of a small folder.
+The properties of each version come from its record.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def _check_reason(engine: Engine, addresses: Sequence[str], reason: str) -> None
 
 
 def _is_for(wanted: str, reason: str) -> bool:
-    """Whether a recorded reason is the one that is wanted, by S3's name for it or as it is recorded."""
+    """Whether a recorded reason is a given one, by S3's name for it or as it is recorded."""
     return wanted in (reason, reason_code(reason))
 
 

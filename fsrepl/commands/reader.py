@@ -53,7 +53,7 @@ class Record(Struct, frozen=True):
 
 
 def record(settings: Settings, now_s: float) -> Record:
-    """The samples of a running daemon; of one that does not run, or is of another version, those that it has saved."""
+    """The samples of the running daemon; where none runs, or one of another version, those that were saved."""
     try:
         answer = control.ask(settings.state, requests.GetSamples(), _ANSWER_S)
         return Record(convert(answer["Hour"], list[Sample]), convert(answer["Day"], list[Sample]))

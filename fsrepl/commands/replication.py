@@ -22,7 +22,7 @@ from fsrepl.views import hardlinks
 
 
 class _Buckets:
-    """The site's buckets, as validation reads them: each once, whatever number of rules name it.
+    """The site's buckets, as validation reads them: each once, however many rules name it.
 
     configured: destinations that were accepted before. A configured destination that is away cannot be read, and is
     accepted again, so that other rules can be changed or disabled during an outage.

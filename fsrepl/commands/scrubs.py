@@ -53,7 +53,7 @@ def _change(engine: Engine, bucket: Address | None, change: Callable[[str, Scrub
 
 
 def _chosen(site: Site, bucket: Address | None) -> list[str]:
-    """The versioned buckets that are meant. Raises Refused for one that was never versioned, FsreplError."""
+    """The versioned buckets that are meant. Raises Refused for a bucket that was never versioned, FsreplError."""
     if bucket is None:
         return [address for address in sorted(site.buckets) if _is_versioned(site, address)]
     address = site.bucket(str(bucket)).address

@@ -25,7 +25,7 @@ from fsrepl.storage.tiers import TIER_IDENTITY
 def add_tier(engine: Engine, request: AddTier) -> dict[str, object]:
     """Give a storage class of a region its own directory, new or with the identity of this tier.
 
-    What has the class, and still lies in the region, is moved there afterwards.
+    Content of that class that still lies in the region is moved there afterwards.
     """
     region, name = _named(engine.site, request.tier)
     file = engine.settings.path
@@ -59,7 +59,7 @@ def _named(site: Site, tier: str) -> tuple[str, str]:
 
 
 def _attach(site: Site, region: str, name: str, undo: contextlib.ExitStack, *, umask: int | None) -> None:
-    """Attach a directory as a tier. Raises Usage where it is another one, or is not the one that this site knows."""
+    """Attach a directory as a tier. Raises Usage where it is another tier, or is not the tier that this site knows."""
     address = tiers.tier_address(region, name)
     path, known = site.settings.regions[region].classes[name].path, site.identities.tiers.get(address)
     make_directory(path, f"tier {address}", undo, umask)

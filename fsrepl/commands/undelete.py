@@ -39,7 +39,7 @@ FIRST = 20
 
 
 def acknowledge(engine: Engine, request: Acknowledge) -> dict[str, object]:
-    """Let the held deletions of a bucket cross. One that is not HALTED has none, and that is said."""
+    """Let the held deletions of a bucket cross. A bucket that is not HALTED has none, and the answer says so."""
     address = engine.site.bucket(str(request.bucket)).address
     region = engine.region_of(address)
     state = region.ready(address)

@@ -1,4 +1,4 @@
-"""Access to the console: links that work once, sessions, and the tokens in forms. Pure, but for chance.
+"""Access to the console: links that work once, sessions, and the tokens in forms. Pure, except for random tokens.
 
 At a TCP address a browser needs a session, which begins with a link that the command prints. At the Unix socket, which
 only the site's user and root can open, all visitors share one session. Times are seconds of a clock that never steps.
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from msgspec import Struct, field
 
 LINK_S = 15 * 60.0
-"""How long a link works that nobody has used."""
+"""How long an unused link works."""
 IDLE_S = 12 * 3600.0
 """How long a session lasts without a request."""
 _LINKS_MAX = 16

@@ -214,7 +214,7 @@ def _check_site(request: Request) -> None:
 
 
 async def _form(request: Request) -> dict[str, list[str]]:
-    """The fields of a form. Raises _NoEntry for one that is too long, or of another kind."""
+    """The fields of a form. Raises _NoEntry for a form that is too long, or of another kind."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise _NoEntry(415, "Not a form", "This address takes a form of the console.")
     data = bytearray()
@@ -314,7 +314,7 @@ async def _enter(console: Console, request: Request) -> Response:
 
 
 async def _link(console: Console, request: Request) -> Response:
-    """Another link, for the command: only by the Unix socket, which nobody else can open. Empty where no browser
+    """Another link, for the command: only by the Unix socket, which no other user can open. Empty where no browser
     reaches the console."""
     if not _by_socket(request) or LINK_HEADER not in request.headers:
         raise _NoEntry(403, "Not here", "Links are given to the command `fsrepl console` only.")

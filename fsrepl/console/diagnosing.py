@@ -21,7 +21,7 @@ log = logging.getLogger("fsrepl")
 
 _FRESH_S = 2.0
 _SHARE = 20
-"""A look that took a second is good for so many, unless somebody asks for another."""
+"""A look that took a second is shown for so many seconds, unless a visitor asks for another."""
 
 
 class Looked(Struct, frozen=True):
@@ -54,7 +54,8 @@ class Diagnoses:
             return Diagnosis(self._looked, self._since_s)
 
     def ask(self, *, again: bool, wait_s: float) -> Diagnosis:
-        """Begin a look where the last one is old, or another is wanted; what is known after a moment."""
+        """Begin a look where the last one is old, or another is asked for; the findings that are known a moment
+        later."""
         with self._changed:
             if not self._since_s and (again or not self._is_fresh()):
                 self._since_s = time.time()

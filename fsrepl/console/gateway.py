@@ -39,7 +39,7 @@ log = logging.getLogger("fsrepl")
 _ANSWER_S = 120.0
 """How long a page waits for an operation of the daemon."""
 _BUSY_S, _IDLE_S = 2.0, 10.0
-"""Pauses between two looks at the status: while somebody watches, and otherwise."""
+"""Pauses between two looks at the status: while a page shows it, and otherwise."""
 _WATCHED_S = 30.0
 _SHARE = 20
 """A look that took a second is followed by a pause of at least so many."""
@@ -60,7 +60,7 @@ class Gateway:
 
     @property
     def settings(self) -> Settings:
-        """The settings, read again when their file changed. While it is invalid, the last ones that were valid."""
+        """The settings, read again when their file changed. While the file is invalid, the last valid settings."""
         with self._guard:
             stamp = _stamp(self._settings)
             if stamp != self._stamp:

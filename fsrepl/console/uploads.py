@@ -1,7 +1,7 @@
 """Files sent by a browser, written as they arrive: a file drop like any other.
 
-A file is written under a temporary name in the folder where it is to be, synced, and renamed into place; what becomes
-of it then is the daemon's business. The token of the form comes first in the body, and is checked before the first
+A file is written under a temporary name in the folder where it is to be, synced, and renamed into place; then the
+daemon captures it. The token of the form comes first in the body, and is checked before the first
 file.
 """
 

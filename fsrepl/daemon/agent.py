@@ -213,7 +213,7 @@ class Agent:
                 self._channel.send(frames.Buckets(found))
 
     def _close(self, engine: AgentEngine) -> None:
-        """Finish the current batch and close the journal; what was sent and is not done is sent again."""
+        """Finish the current batch and close the journal; deliveries that are not done are sent again by the site."""
         self._incoming.why = self._incoming.why or "the agent ends"
         engine.fs.interrupted = True
         engine.stop_workers(1.0)

@@ -104,7 +104,7 @@ def check_state(state: Path, hello: Hello) -> bool:
 def bring_over(path: Path, state: Path, hello: Hello) -> bool:
     """Move the state that earlier builds kept in the region; whether there was one.
 
-    What is there is newer than a state outside of the region: this was interrupted, or an earlier build ran since.
+    State in the region is newer than state outside of it: the move was interrupted, or an earlier build ran since.
     Raises Away, Usage, Refused.
     """
     former, staged = path / LINK, state.with_name(state.name + ".new")

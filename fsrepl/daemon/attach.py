@@ -277,7 +277,7 @@ class Attaching(Region):
                     deliveries.enqueue_all(self, state)
 
     def has_looked(self) -> bool:
-        """Whether every bucket is watched, or away: one that was never scanned is watched once it is."""
+        """Whether every bucket is watched, or away. A bucket that was never scanned is watched once it is scanned."""
         states = list(self.states.values())
         known = (state.is_scanned or state.scan_times.was_complete or not state.is_up for state in states)
         return self.probed and all(known)

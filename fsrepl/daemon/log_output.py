@@ -1,7 +1,7 @@
-"""The log, written to standard error by a thread of its own: where nobody reads it, nothing else waits.
+"""The log, written to standard error by a thread of its own, so that no other thread waits for its reader.
 
-A pipe that nobody empties would stop each thread that logs, and with them replication; a closed one gives an error at
-each line. Lines wait in memory, up to a limit. Further ones are dropped and counted; the log says how many as soon as
+A full pipe would stop each thread that logs, and with them replication; a closed one gives an error at each
+line. Lines wait in memory, up to a limit. Further ones are dropped and counted; the log says how many as soon as
 it is read again.
 """
 
@@ -59,7 +59,7 @@ class LogOutput(logging.Handler):
                 self._has_lines.set()
 
     def flush(self) -> None:
-        """Wait until all lines are written, but no longer than a second: perhaps nobody reads them."""
+        """Wait until all lines are written, but no longer than a second, since they may have no reader."""
         self._is_idle.wait(_CLOSED_S)
 
     def _write(self) -> None:

@@ -88,7 +88,7 @@ class Daemon(Struct, frozen=True):
     completed: Mapping[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
     """Number and bytes of the deliveries completed since the daemon was started, by source, destination and rule."""
     log_dropped: int = 0
-    """Lines of the log that were dropped since then, because nobody read them."""
+    """Lines of the log that were dropped since then, because they were not read."""
 
 
 def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
@@ -138,7 +138,7 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
 
 
 def _spaces(site: Site, daemon: Daemon) -> Iterator[Gauge]:
-    """Each region: whether it answers, and its space. One that is away or hangs has no numbers of that."""
+    """Each region: whether it answers, and its space. The space of a region that is away or hangs is unknown."""
     for name in sorted(site.settings.regions):
         label = (("region", name),)
         yield Gauge("fsrepl_region_online", "1 while a region answers.", name in daemon.spaces, label)

@@ -1,8 +1,8 @@
 """Samples of the backlog and of what was replicated over the last day, for plots.
 
 The daemon takes one every ten seconds and keeps those of an hour in memory; the sums of five minutes are kept for a
-day, also in samples.json in the site's state, which is replaced once in five minutes and at the end: kill -9 loses what
-was since. A sample says for how long the daemon looked, so that what no sample covers is known to be unknown.
+day, also in samples.json in the site's state, which is replaced once in five minutes and at the daemon's end, so that
+kill -9 loses five minutes at most. A sample says what time it covers: plots show a gap where no daemon ran.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Steps:
         return is_complete
 
     def end(self) -> None:
-        """The step ends here, whatever its length."""
+        """End the step now, before its time is over."""
         if self.last is not None:
             self.kept.append(self.last)
             self.last = None

@@ -1,7 +1,7 @@
 """The region that an agent serves: its deliveries come from the connection, and their outcomes go there.
 
-It delivers as any region does (daemon/worker.py). What cannot be delivered now it gives back at once, since the site at
-the other end keeps the order, the delays and the reasons.
+It delivers as any region does (daemon/worker.py). A delivery that cannot be made now is given back at once, since the
+site at the other end keeps the order, the delays and the reasons.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class Batch:
         self._looked_at.add(directory)  # also the bucket's folder, of which nothing is sent
 
     def send(self) -> None:
-        """Send what was packed. Raises Ended."""
+        """Send the deliveries that were packed. Raises Ended."""
         if not self._items:
             return
         self._engine.limiter.sent(self._bytes)

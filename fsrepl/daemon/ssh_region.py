@@ -1,8 +1,9 @@
 """The loop of a region on another machine: it keeps a connection to the agent there, and sends deliveries over it.
 
 Many deliveries are under way at once, several to a frame, and none waits for the answer to another. What the agent
-reports becomes an outcome, or a delivery that is tried again later. When the connection ends, all that was under way
-is to be sent again: the agent finds what is done. The connection is made again after a growing delay.
+reports becomes an outcome, or a delivery that is tried again later. After the connection
+has ended, all deliveries that were under way are sent again, and the agent finds those that are done. The connection is
+made again after a growing delay.
 """
 
 from __future__ import annotations

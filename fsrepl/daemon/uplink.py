@@ -1,7 +1,7 @@
 """The loop of a region that is an S3 service: it takes deliveries, and has many requests under way at once.
 
-The thread itself never waits for the service. Deliveries are carried by workers (replicate/remote.py), one at a time
-for a key, and what became of them is recorded here, a batch at a time. A worker takes a single delivery, or some small
+The thread itself never waits for the service. Workers make the deliveries (replicate/remote.py), one at a time for a
+key, and this thread records their outcomes, a batch at a time. A worker takes a single delivery, or some small
 ones while more wait than may be under way at once. A bucket is looked at at the start, and where it is new before its
 first delivery: whether it is there, keeps versions, and whether the service compares checksums.
 """
@@ -42,7 +42,8 @@ _SHARE_MAX = 8
 _SHARE_BYTES = 1 << 20
 """The most content of these."""
 _LOOK_AGAIN_S = 60.0
-"""How old what is known of a bucket may be: its versioning may have been suspended, and it may have been removed."""
+"""The age at which a bucket is looked at again: its versioning may have been suspended, and it may have been
+removed."""
 _LOOK_MIN_S = 1.0
 _BEGIN_S = 0.5
 """How soon it is looked again whether the sources are read."""
@@ -80,7 +81,8 @@ class Uplink(Receiver):
         return self._record() | self._deliver() | busy
 
     def begin_again(self, error: sqlite3.Error) -> None:
-        """Wait after the journal could not be written: what is to be recorded, or to begin, is kept until then."""
+        """Wait after the journal could not be written: outcomes to be recorded, and deliveries to begin, are kept until
+        then."""
         log.warning("waiting region=%s: the journal %s cannot be used: %s", self.name, self.engine.journal.path, error)
         self._faulty_until_s = time.monotonic() + _JOURNAL_S
 
@@ -399,7 +401,7 @@ class Uplink(Receiver):
         self.in_background(work, finish, pool=(PUTS, self.name), whose=whose)
 
     def _record(self) -> bool:
-        """Record what became of deliveries, and report it; then begin those that waited for the same keys."""
+        """Record and report the outcomes of deliveries; then begin those that waited for the same keys."""
         done = list(self._done)
         by_bucket: dict[str, list[Done]] = {}
         for each in done:

@@ -31,7 +31,8 @@ _HOLDS = "a directory that holds objects"
 
 
 class Due(Struct, frozen=True):
-    """An action that is due for a version of a key. facts: what it was judged by; None where it is judged anew."""
+    """An action that is due for a version of a key. facts: those that it was judged by; None where it is judged
+    anew."""
 
     key: bytes
     action: Action

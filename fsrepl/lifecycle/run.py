@@ -1,8 +1,8 @@
 """Lifecycle runs: once a day after midnight UTC through each bucket that has rules, a slice a turn.
 
-The journal remembers for which midnight a bucket was gone through last, so that a run which was missed is made up
-for, once. One that is cut short begins again at the next start: what is done is not due any more. Rules that are new
-wait for the next midnight, unless somebody says `fsrepl lifecycle run`. Source: s3-semantics, 5.3.
+The journal has the midnight of each bucket's last complete run, so that runs that were missed are made up for by one
+run. A run that is interrupted begins again at the next start: actions that were done are not due any more. New rules
+wait for the next midnight, or for `fsrepl lifecycle run`. Source: s3-semantics, 5.3.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _due(region: Region, state: BucketState) -> LifecycleRun | None:
 
 
 def begin(journal: Journal, address: str, now_ns: int) -> None:
-    """Rules are new, or others than before: what they make due waits for the next midnight."""
+    """The rules are new or have changed: actions that they make due wait for the next midnight."""
     if not journal.fact(_fact(address)):
         remember(journal, address, now_ns)
 

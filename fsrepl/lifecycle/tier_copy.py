@@ -1,8 +1,8 @@
 """The content of one version is copied to another place, hidden, at a bounded rate, and read back.
 
-A large copy survives a crash and the daemon's end under a name that follows from its version, and the next try goes on
-with it: what it has is marked on it a part at a time, once that part is durable. Nothing of that is believed in the
-end: the whole copy is read back and compared with the BLAKE3 of its version, and made from its start where it differs.
+A large copy has a name that follows from its version. It survives a crash and the daemon's end, and the next try
+continues it: an attribute of the copy says how much of it is durable. At the end the whole copy is read back and
+compared with the BLAKE3 of its version; where it differs it is made from its start.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _put_record(bucket: OpenBucket, fd: int, version: Version, place: Place | No
 def _write(
     bucket: OpenBucket, fd: int, chunks: Iterable[bytes], place: Place | None, was: tuple[int, int], *, marks: bool
 ) -> None:
-    """Write content after what is there, a part at a time. Archived content gets a zstd frame a part."""
+    """Append content, a part at a time. Archived content gets a zstd frame a part."""
     fs, (read, size) = bucket.fs, was
     for part in _parts(iter(chunks)):
         counted = _Counted(part)
@@ -176,7 +176,8 @@ def _write(
 
 
 def _mark(bucket: OpenBucket, fd: int, value: bytes) -> None:
-    """Mark what a copy has, or remove that mark. One that does not fit costs a repeated copy, and nothing else."""
+    """Write on a copy how much of it is durable, or remove that mark. Without a mark the copy is repeated, and no
+    more."""
     try:
         if value:
             bucket.fs.set_attribute(fd, _MARK, value)

@@ -1,7 +1,7 @@
-"""The sweep of tiers: contents that no record names go, and versions that the store has lost come back.
+"""The sweep of tiers: contents that no record names are removed, and versions that the store has lost are restored.
 
-It goes through a tier once it is there, and then daily. A content is removed only where its version has content
-elsewhere, or was removed for good; a store that was set back gets its place again.
+A tier is swept once it is there, and then daily. A content is removed only where its version has content elsewhere, or
+was removed for good. Where the store is an older state, as from a backup, its record is made to name the content again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Versions move to the tier of their storage class, and from one tier to another, as transitions and rules say.
 
-The record of a version names its class, and the place of its content (model/version.py, Place). Where these differ the
-content is moved, whatever came first: a transition, a replica with the class of its rule, or new settings. So a move
-needs no other note than the record, and goes on after a crash. This goes through the journal for such versions, and for
-views that are not in the form in which they are to be shown; tier_moves.py moves, tier_sweep.py tidies up.
+The record of a version names its class, and the place of its content (model/version.py, Place). Where the two do not
+agree the content is moved, after a transition as after new settings, and for a replica that got the class of its rule.
+A move needs no other note than the record, and continues after a crash. This module finds such versions in the journal,
+and views that are not in the form in which they are to be shown; tier_moves.py moves, tier_sweep.py tidies up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Frames over two descriptors: a thread that reads, a thread that writes, and an end that both notice.
 
-A side that has nothing to send says now and then that it is alive. Where nothing at all arrives for long, the other
-side hangs, or the network lost it, and the channel ends.
+A side that has nothing to send sends a sign of life now and then. Where nothing arrives for long, the other side hangs
+or the network is interrupted, and the channel ends.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Item(Struct, frozen=True, array_like=True):
     since_ns: int
     edit: bool
     checks: bool
-    """A backfill checks again what was COMPLETED."""
+    """A backfill checks again a delivery that was COMPLETED."""
     waits_for_link: bool
     """In a tree bucket: the version of which it is to be another name is still to be delivered."""
     with_tags: bool
@@ -259,7 +259,7 @@ of_agent = msgspec.msgpack.Decoder(FromAgent)
 
 
 SITE, AGENT = "fsrepl-site", "fsrepl-agent"
-"""Whose greeting it is: a program that repeats what it reads is no agent."""
+"""The sender of the greeting. A program that only repeats its input is no agent."""
 
 
 def greeting(side: str, version: str) -> bytes:

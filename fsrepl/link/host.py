@@ -106,7 +106,7 @@ class Host(Elsewhere):
             return made
 
     def end(self) -> None:
-        """Make no connection any more, and give up one that is being made, however long that would take."""
+        """Make no connection any more, and give up one that is being made."""
         self._is_over = True
         if (opening := self._opening) is not None:
             opening.give_up()
@@ -120,8 +120,8 @@ class Host(Elsewhere):
     # -- questions
 
     def _connected(self) -> Connection:
-        """A connection for a question. The daemon's commands do not wait for one that it cannot have. Raises
-        Unavailable."""
+        """A connection for a question. The daemon's commands do not wait for a connection that cannot be made now.
+        Raises Unavailable."""
         if self.down and self.connection is None:
             raise Unreachable(self.down)
         return self.connect()

@@ -1,7 +1,7 @@
 """The process that carries the connection to an agent: OpenSSH's own client.
 
-It reads the user's keys, known hosts and configuration, multiplexing included, and asks nothing: there is nobody to
-answer. What the other side writes to its stderr is ssh's words, the login shell's, and the agent's log.
+It reads the user's keys, known hosts and configuration, multiplexing included. It asks no questions, since no person
+watches. Its stderr has messages of ssh and of the login shell, and the agent's log.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Process(Protocol):
     write_fd: int
 
     def stop(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process."""
 
     def why_ended(self) -> str:
         """The process's last message, for people; empty where there is none."""

@@ -196,7 +196,7 @@ class Cutter:
             self._add(size, HOLE)
 
     def _end(self) -> None:
-        """Cut what is left: the data ends here."""
+        """Cut the remaining data, since the content ends here."""
         with self._rest[: self._held] as rest:
             self._cut(rest, is_last=True)
         self._held = 0

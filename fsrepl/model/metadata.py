@@ -135,9 +135,9 @@ def _with(there: Version, sent: Version, taken: Collection[str], stamps: Mapping
 
 
 def of_one_file(version: Version, other: Version, home: str) -> Version:
-    """A version with what is later in the metadata of another name of its file, and with the stamps of that.
+    """A version with the later edits that another name of its file has, and with their stamps.
 
-    An edit of a file is one edit, whatever name it came by. Tags are the key's own. home: the bucket of both.
+    An edit of a file is one edit, by any of its names. Tags are the key's own. home: the bucket of both.
     """
     later = {
         group: since(other, group, home)

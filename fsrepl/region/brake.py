@@ -14,7 +14,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 KEYS_MIN = 1000
-"""The number of keys that may always be deleted at once, whatever share of a bucket that is."""
+"""The number of keys that may always be deleted at once, even if that is all of a bucket."""
 FIRST_QUIET_S, FIRST_MAX_S = 0.25, 2.0
 """The first deletions in a bucket of over KEYS_MIN keys wait until there was none for a moment: an `rm -r` may have
 begun. One of 50 files a second gets over BURST_KEYS within the longest time."""

@@ -1,10 +1,10 @@
 """The brake for mass deletion: deletions by users are counted before their deliveries are handed over, and held where
 they are too many (region/brake.py decides). Runs in the thread of the source's region.
 
-What is withheld while the decision waits is in memory only. After a crash the pending markers of the last minute, where
-they are many, are withheld again until the first scan is over, and then counted together with those that it finds. A
-decision that waits for longer, as when a million deletions are captured, has the time of the first of them noted in the
-journal: then those since that time are.
+While the decision waits, the withheld markers are in memory only. After a crash the pending markers of the last minute,
+where they are many, are withheld again until the first scan is over, and then counted together with the deletions that
+it finds. Where a decision waits for longer, as while a million deletions are captured, the journal has the time of the
+first of them: then all markers since that time are withheld again.
 """
 
 from __future__ import annotations

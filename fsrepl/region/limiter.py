@@ -1,12 +1,12 @@
 """`[replication] limit`: the rate at which bytes may cross between regions, all transfers together.
 
 No more than the rate allows crosses in any ten seconds, within 5 %, which is half a second's bytes. A background worker
-claims the bytes that it is about to send, a tenth of a second's at a time, and waits until all that was claimed before
-is paid for at the rate of the limit; so any number of workers together is ahead by one piece.
-A region's thread never sleeps: it reports its bytes (sent), and a delivery queue whose bytes are not paid for yet is
-passed over, like a blocked one. Its batches hold a tenth of a second's bytes too, so that they become durable and
-visible that often; a larger object goes to a worker. Every byte counts, those of small files that were in memory
-included; known holes do not cross.
+claims the bytes that it is about to send, a tenth of a second's at a time, and waits until the limit has permitted all
+earlier claims; so all workers together are ahead by one piece at most.
+A region's thread never sleeps. It reports the bytes that it sent, and passes over a delivery queue, like a blocked one,
+until the limit has permitted them. Its batches hold a tenth of a second's bytes too, so that they become durable and
+visible that often; a larger object goes to a worker. Every byte counts, also those of small files that were in memory;
+known holes do not cross.
 """
 
 from __future__ import annotations

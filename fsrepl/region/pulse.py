@@ -1,6 +1,6 @@
-"""Whether a busy thread makes progress: one that hangs in a system call, as on a frozen disk, uses no CPU time.
+"""Whether a busy thread makes progress, as seen by another thread, from the CPU time that it uses.
 
-A thread in a long computation does, so that another thread can tell the two apart.
+A thread that hangs in a system call, as on a frozen disk, uses none; a thread in a long computation does.
 """
 
 from __future__ import annotations

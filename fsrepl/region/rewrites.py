@@ -1,9 +1,9 @@
 """Pure: whether so much of a bucket was rewritten with content that looks encrypted that a person is told.
 
-So it looks when malware encrypts files in place. Nothing is held: the versions before are all there, and programs that
-compress or encrypt do the same on purpose. Counted are keys whose content users replaced within the last ten minutes
-by content of high entropy. Whether the content before was of low entropy is looked at only where they are many, and
-then of some of them: JPEGs and archives that are replaced by others of their kind are no news.
+Malware that encrypts files in place looks like that, and so do programs that compress or encrypt on purpose. Nothing is
+held back, since all earlier versions are kept. Counted are keys whose content users replaced within the last ten
+minutes by content of high entropy. Where they are many, the earlier content of some of them is examined: JPEGs and
+archives that are replaced by others of their kind had high entropy before, and are not reported.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The stager: a child process that works on files while the daemon decides, so that two processors are used.
 
-It gets orders, values that need none of the daemon's state, for many files at once: to read and copy changed files, to
-write staged ones. It decides nothing, and changes nothing but .fsrepl/tmp. Whatever it did not do, for whatever reason,
-the daemon does itself, as without it: where it cannot be started, ends, or hangs, work is slower and nothing else.
+It gets orders for many files at once: to read and copy changed files, or to write staged ones. An order is a value that
+needs none of the daemon's state. The stager decides nothing, and changes nothing but .fsrepl/tmp. The daemon itself
+does all that the stager did not do, so that a stager that cannot be started, ends or hangs makes work slower, and no
+more.
 
 Each order comes with descriptors of the buckets that it is about, which the stager closes before it answers. So it
 holds none while it is idle. It is started for the first large batch, and ends after _IDLE_S without an order, or with
@@ -230,9 +231,9 @@ class _Child:
             its.close()
         self.pid = self._process.pid
         self.addresses: set[str] = set()
-        """The buckets in which it may have staged files that nobody knows of, if it is lost."""
+        """The buckets in which it may have staged files that the daemon does not know of, if it is lost."""
         self.is_ready = False
-        """Whether it takes orders: its start takes a moment, for which nobody waits."""
+        """Whether it takes orders. Its start takes a moment; meanwhile the daemon does the work."""
         self.why_ended = ""
         self._unanswered: deque[Pending] = deque()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_PATIENCE_S), 0))
@@ -243,7 +244,7 @@ class _Child:
         return not self._unanswered
 
     def is_slow(self) -> bool:
-        """Whether it has worked on one order for so long that nobody should wait for the next one."""
+        """Whether it has worked on one order for so long that no region should wait for the next one."""
         try:
             return time.monotonic() - self._unanswered[0].began_s > _PATIENCE_S
         except IndexError:
@@ -288,13 +289,13 @@ class _Child:
         self.end()
 
     def kill(self) -> None:
-        """Kill it: all that it has not answered is left to the daemon. Where it hangs in the kernel it ends later."""
+        """Kill it: the daemon does all that it has not answered. Where it hangs in the kernel it ends later."""
         self._process.kill()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
-        """Kill it where it has not ended, and close the connection, which nobody uses any more."""
+        """Kill it where it has not ended, and close the connection, which is not used any more."""
         self.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_LOOK_S)

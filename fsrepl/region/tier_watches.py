@@ -1,4 +1,5 @@
-"""Tiers are watched for writes into content that a view shows: with the scan that begins, and once a tier is back."""
+"""Tiers are watched for writes into content that a view shows, from a bucket's first scan on, and again once a tier
+that was away is back."""
 
 from __future__ import annotations
 

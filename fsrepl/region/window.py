@@ -1,8 +1,8 @@
 """How many requests to a service may be under way at once. Pure.
 
-As in TCP: a service that says that they are too many (503 SlowDown) halves their number, and each round of answers
-after that raises it by one. What was begun before the last halving says nothing about the number since, and is not
-counted.
+As in TCP: the answer that there are too many (503 SlowDown) halves their number, and each round of answers after that
+raises it by one. Answers to requests from before the last halving are not counted, since they say nothing about the new
+number.
 Source: AWS, "Reducing request rates"; RFC 5681, section 3.1.
 """
 

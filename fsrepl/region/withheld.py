@@ -1,7 +1,7 @@
 """The markers of one bucket that are not handed over until it is decided whether too much was deleted at once.
 
-A limited number of them is in memory. The others are pending in the journal alone, from the first one that found no
-room on: markers are made in the order of their creation times and ids. See region/halting.py.
+A limited number of them is in memory. From the first one that found no room on they are pending in the journal alone,
+since markers are made in the order of their creation times and ids. See region/halting.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Versions that a bucket lost with its disk, restored from regions on other machines that it was replicated to.
 
 The agent there reads them a page at a time, in the order of keys, with the content of small ones; the parts of a large
-content are asked for one after the other. Markers have their ids there. Whatever was made there, or was removed
-here for good, is left out.
+content are asked for one after the other. Markers have their ids there. Versions that
+were made there, or were removed here for good, are left out.
 """
 
 from __future__ import annotations

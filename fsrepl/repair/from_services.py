@@ -1,8 +1,8 @@
 """Versions that a bucket lost with its disk, restored from the buckets of S3 services that it was replicated to.
 
 An object's metadata has the version's id, time, BLAKE3 and metadata. A marker has none there: the journal knows its id,
-and where that is lost too the marker gets a new one, later than the versions that it followed there. Whatever was made
-elsewhere, or was removed here for good, is left out. Content is fetched many objects side by side.
+and where that is lost too the marker gets a new one, later than the versions that it followed there. Versions that were
+made elsewhere, or were removed here for good, are left out. Content is fetched many objects side by side.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Directories of the store that need not be compared before a start is over, since nothing has changed there for long.
+"""Directories of the store that are compared only after the start, since nothing has changed in them for long.
 
-Now and then, between two batches, a bucket's region notes the moment: all that was published by then is in the
-journal. A directory whose ctime is earlier has the names that the journal knows: no program can set that time, and each
-name that comes or goes sets it. So a start after a crash reads the directories of the last seconds, and not those of a
-million versions; these are compared afterwards, beside other work, since fsck sets no times.
+Now and then, between two batches, a bucket's region notes the time at which the journal had all published versions. A
+directory with an earlier ctime has the names that the journal knows, since each name that is added or removed sets the
+ctime, and no program can set it otherwise. So a start after a crash reads the directories of the last seconds, and not
+those of a million versions. The others are compared later, beside other work, since fsck sets no times.
 
-The note is believed only where nothing else explains an early ctime: the clock was not set since, nor the machine
-started, and the filesystem is not an older state of itself, whose mark would be older too.
+The note counts only where nothing else explains an early ctime: the clock was not set and the machine not started since
+then, and the filesystem is not an older state of itself, whose mark would be older too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A version that is to be repaired, by what is always known of it: where its file is, or should be."""
+"""A version that is to be repaired, named by the path of its file, which is known even where its record is lost."""
 
 from __future__ import annotations
 

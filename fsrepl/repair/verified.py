@@ -1,8 +1,8 @@
 """The versions that an interrupted verification has read: a file in the site's state, so that the next one can go on.
 
-It says of a stored file that its content matched its hash, by the inode and the times that the file had then. A file
-that was changed since is read again, as are all records, which take little. Where the state cannot be written, as by
-another user, nothing is noted.
+An entry has the inode and the times that a stored file had when its content matched its hash. A file that was changed
+since is read again, and all records are, which takes little time. Where the state cannot be written, as by another
+user, nothing is noted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A large version -> a hidden, verified copy in the destination, of which only what it lacks crosses.
 
-The block map of the version says what that is. An earlier try that was interrupted, and a version that the destination
-has, are compared with it; then the rest is sent, and all of it is read back (G3). A block that does not match then is
-sent again, wherever it came from: so a damaged version that was built upon is noticed, and never copied.
+The version's block map is compared with an earlier, interrupted try, and with a version that the destination has. The
+blocks that both lack are sent, and the whole content is read back (G3). A block that does not match then is sent again,
+also where it came from the older version: damage in that is noticed, and never copied.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A bucket copies the version that it has of a large file, while an update of that file is captured at its source.
 
-Nothing crosses before the update is a version, and its delivery decides, sends and verifies as ever: it only finds a
-part of its staging done. A copy that no delivery takes is removed.
+No content crosses before the update is a version. The delivery of that version then finds a part of its staging done;
+it decides, sends and verifies like any other. A copy that no delivery uses is removed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def begin_due(region: Region) -> None:
 def _begin(region: Region, state: BucketState, update: Expected) -> None:
     """Copy the version that the update is made from, where the bucket has it and the copy would take long.
 
-    One at a time for a source: where the one before waits for its delivery still, this destination is behind.
+    There is one early copy at a time for a source: where the copy before still waits for its delivery, this destination
+    is behind.
     """
     at, address = (update.source, update.key), state.bucket.address
     if not state.is_up or state.bucket.versioning is not Versioning.ENABLED:

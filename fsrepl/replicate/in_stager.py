@@ -62,7 +62,7 @@ def takes(replica: Version) -> bool:
 def stage(
     stager: Stager, source: OpenBucket, destination: OpenBucket, replicas: Sequence[Version], within_s: float
 ) -> list[StagedReplica | None]:
-    """The first of some replicas, staged, as many as there was time for; None for what was not staged."""
+    """The first of some replicas, staged, as many as there was time for; None for a replica that was not staged."""
     order = Stage(list(replicas), sharing.links_views(destination), within_s)
     pending = stager.begin(STAGE, order, [destination, source], len(replicas))
     answer = pending.result() if pending is not None else None

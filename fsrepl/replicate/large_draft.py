@@ -1,8 +1,8 @@
 """The draft of a large replica in a bucket of this site.
 
 Its content comes from an earlier try, from a version that the bucket has, by reflink or copy_file_range within the
-bucket's own filesystem, and for the rest from the source. None of these is believed: all of it is read back, mostly
-while it is written, and compared with the BLAKE3 and, where that does not match, block by block with the map.
+bucket's own filesystem, and for the rest from the source. All of it is verified: it is read back, mostly while it
+is written, and compared with the BLAKE3 and, where that does not match, block by block with the map.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class _LargeFile(StagedFile):
         return [block for block in blocks if not self._has(block)]
 
     def _has(self, block: Block) -> bool:
-        """Whether the file has the content of a block. One that cannot be read is written again."""
+        """Whether the file has the content of a block. A block that cannot be read is written again."""
         start, _ = self.bucket.fs.next_data(self.fd, block.at, block.end)
         if start >= block.end:
             return block.digest == HOLE
@@ -200,7 +200,7 @@ class _LargeFile(StagedFile):
             return False
 
     def _reserve(self, spans: list[Span]) -> None:
-        """Find out now whether there is room for what is missing. Raises ENOSPC."""
+        """Find out now whether there is room for the missing blocks. Raises ENOSPC."""
         for span in spans if len(spans) <= _RESERVED_MAX else ():
             if not self.bucket.fs.reserve(self.fd, span.at, span.size):
                 return
@@ -295,7 +295,7 @@ class _LargeFile(StagedFile):
             raise
 
     def _sync_view(self, name: bytes) -> None:
-        """Make the view's file durable; one that its mode hides from the daemon is left to the batch's sync."""
+        """Make the view's file durable; a file that the daemon may not read is left to the batch's sync."""
         with contextlib.suppress(PermissionError):
             fd = self.bucket.fs.open_read(self.bucket.tmp, name)
             try:

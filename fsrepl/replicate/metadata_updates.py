@@ -95,7 +95,7 @@ def _is_put_off(
 
 
 class _Batch:
-    """Updates that are made durable together. What one brings for one name of a file is recorded for all its names."""
+    """Updates that are made durable together. An update of one name of a file is recorded for all its names."""
 
     def __init__(self, region: Region, bucket: OpenBucket, updates: Sequence[MetadataUpdate]) -> None:
         self._region, self._bucket, self._updates = region, bucket, updates

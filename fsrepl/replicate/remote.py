@@ -1,8 +1,9 @@
-"""Deliveries to a bucket of an S3 service, in a thread of their own: decided, sent, and seen to be there.
+"""Deliveries to a bucket of an S3 service, in a thread of their own: decided, sent, and looked up where in doubt.
 
-An object is complete or absent by itself, and is shown at once: nothing is staged, published or synced here. What is
-not atomic is the record of it. An intent in the journal precedes each request that makes a version, and where an intent
-is left over, or the journal may lack one, the key's list says whether the version is there (storage/remote_key.py).
+The service itself makes an object complete or not at all, and shows it at once: nothing is staged, published or synced
+here. Object and record do not appear in one step. So an intent in the journal precedes each request that makes a
+version. Where an intent is left over, or the journal may lack one, the key's list says whether the version is there
+(storage/remote_key.py).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Done(Struct):
     is_without_id: bool = False
     """The object got no version id."""
     is_bucket_changed: bool = False
-    """The bucket is gone, or keeps no versions any more: what is put there next may replace somebody's object."""
+    """The bucket is gone, or keeps no versions any more: the next put may replace an object of its user."""
 
 
 def carry(engine: Runtime, bucket: RemoteBucket, tasks: Sequence[Task], progress: Progress | None = None) -> list[Done]:
@@ -215,7 +216,8 @@ class _Carrying:
     def _send(
         self, source: OpenBucket, version: Version, replica: Version, recorded: DeliveryRecord, groups: frozenset[str]
     ) -> None:
-        """Have the bucket hold a version. What was put last and is not the newest is covered by the newest again."""
+        """Have the bucket hold a version. Where the version put last is not the newest, the newest is put over it
+        again."""
         latest = self._key.latest
         if replica.marker:
             latest = self._send_marker(replica) or latest

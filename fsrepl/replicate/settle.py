@@ -110,7 +110,7 @@ class Meaning(enum.Enum):
 
 
 def meaning(outcome: Outcome, version: Version | None) -> Meaning:
-    """The meaning of an outcome. A replica that is there stays true whatever happened since; a failure may not."""
+    """The meaning of an outcome. A replica stays a fact, whatever happened later; a failure may be out of date."""
     delivery, completed = outcome.delivery, outcome.status is Status.COMPLETED
     recorded = version.deliveries.get(delivery.destination) if version else None
     if version is None or (recorded is None and not delivery.job):

@@ -44,7 +44,7 @@ class Source(Protocol):
     """A bucket whose versions are delivered, during one batch."""
 
     replaces_records: bool
-    """Whether a replica whose record is lost is sent again: nobody at its side can rebuild the record."""
+    """Whether a replica whose record is lost is sent again, since its side cannot rebuild the record."""
 
     @property
     def address(self) -> str: ...

@@ -34,7 +34,7 @@ PARTS_MAX = 10_000
 _PARTS_AT_ONCE = 4
 _CHUNK = 1 << 20
 _ONE_MAX_BYTES = 1 << 30
-"""Content of this size goes in parts, whatever the settings call large: S3 takes 5 GB in one request."""
+"""Content of this size goes in parts even where the settings do not call it large: S3 takes 5 GB in one request."""
 _WHOLE_BYTES = 256 << 10
 """Content up to this size is read once, into memory."""
 

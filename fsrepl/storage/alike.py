@@ -1,9 +1,9 @@
-"""Contents of a bucket that share blocks with a new one, in whatever keys: after a rename with an edit, say, or of a
-dump that has another name each night.
+"""Contents of a bucket that share blocks with a new one under any key, as after a rename with an edit, or of a dump
+that has another name each night.
 
-Of each content a few block digests are kept in memory, the smallest ones, which are a fair sample of all: contents
-that share a fifth of their blocks have one of 16 in common in 97 of 100 cases. They are read from the maps of the
-bucket when they are first needed. It is a hint about where to look: what is found is compared by its whole map.
+The 16 smallest block digests of each content are kept in memory, as a fair sample of all: contents that share a fifth
+of their blocks have one of the 16 in common in 97 of 100 cases. The digests are read from the bucket's block maps when
+they are first needed. A match is a hint only: the two contents are then compared by their whole maps.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The home of block maps: .fsrepl/blocks, a file a content, named by its BLAKE3.
 
-A map says nothing that the content itself does not say, so it is never synced, a damaged one is made again, and a build
-that does not know the folder is no worse off without it. Two versions of the same content, in whatever keys, have one
-map. Maps that no version needs any more are removed by the scrub (see forget_unused).
+A map is derived from the content alone. So it is never synced, a damaged one is made again, and a build that does not
+know the folder works without it. Versions with the same content have one map, also under different
+keys. Maps that no version needs any more are removed by the scrub (see forget_unused).
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def _copy(bucket: OpenBucket, fd: int, to: int, span: Span) -> None:
 
 
 def forget_old(bucket: OpenBucket, now_ns: int) -> int:
-    """Remove what was kept for long enough; the number of files."""
+    """Remove the files that were kept for long enough; their number."""
     removed = 0
     with contextlib.suppress(OSError):
         at = bucket.fs.open_dir(bucket.meta, FOLDER)

@@ -1,7 +1,7 @@
 """A copy of a stored version, made for a newer version of its key while that one is still being captured elsewhere.
 
-It is a file of .fsrepl/tmp that a crash leaves to be swept. The draft of the newer version takes it over as far as it
-has come, and believes nothing of it: see replicate/large_draft.py.
+The copy is a file in .fsrepl/tmp, which the next start sweeps after a crash. The draft of the newer version takes over
+as much as was copied, and verifies all of it: see replicate/large_draft.py.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Hashing of large files: a thread reads ahead, the caller's hashes what was read, and others cut and copy it.
 
-A file is read once, from its start to its end, without its holes; memory does not grow with it. A few pieces are on
-their way at once, so that no thread waits for another one's turn on a busy machine. Every hand-over of a piece costs
-processor time: only work that takes as long as the hash itself has a thread of its own. A file that is in memory, as
-one that is hashed while it is written, is read by the thread that hashes it. That hashes on one processor where the
-others copy or cut, which takes longer.
+A file is read once, from its start to its end, without its holes; memory does not grow with its size. A few pieces are
+under way at once, so that no thread waits for another one on a busy machine. Each hand-over of a piece costs processor
+time: only work that takes as long as the hash itself has a separate thread. The thread that hashes reads a file itself
+where the file is in memory, as while it is written. It hashes on one processor where the others copy or cut, which
+takes longer.
 """
 
 from __future__ import annotations

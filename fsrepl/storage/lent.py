@@ -1,7 +1,7 @@
-"""An open bucket is lent to another process of the daemon: as a descriptor, and what must be known beside that.
+"""An open bucket is lent to another process of the daemon, as a descriptor and a few facts about the bucket.
 
-The borrower acts below the very folder that the lender has opened and verified, and needs neither the site nor its
-settings. It changes nothing but .fsrepl/tmp.
+The borrower works in the folder that the lender has opened and verified, and needs neither the site nor its settings.
+It changes nothing but .fsrepl/tmp.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Queries on a bucket's trees for readers: objects, their versions, one record, its content.
 
-Which versions there are, the version store says, which is the truth. Records come from there too, but for those of a
-list that the caller's journal has: a list of many keys need not read as many files. Lists are in S3's order: keys
+The version store is the truth about which versions exist. Records come from there too, except those of a list that the
+caller's journal has, so that a list of many keys need not read as many files. Lists are in S3's order: keys
 ascending byte by byte, and the newest version of a key first. Source: s3-semantics, section 4; the JSON is that of
 design.md, section 5.
 """

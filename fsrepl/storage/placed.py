@@ -1,10 +1,12 @@
 """Current versions whose content lies in a tier: their views are symlinks that the daemon made, and never follows.
 
 The symlink leads to the content in the tier, which then has the object's owner, ACL and mode, but may not be written:
-programs read it as a file, and who replaces the symlink makes a version. A content that no view shows is private.
+programs read it as a file, and a file that replaces the symlink becomes a version. A content that no view shows is
+private.
 
-Root may write all the same, and so may the owner, who can give himself the right: the content then differs from its
-version in size or time, which a look at the key, a scan and the exchange of the symlink notice (capture/look.py).
+Root can write into it all the same, and so can the owner after a chmod. The content then differs from its version in
+size or time, which is noticed when the key is inspected or scanned, and when its symlink is exchanged
+(capture/look.py).
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ def move_from_sidecar(bucket: OpenBucket, version: Version) -> None:
 
 
 _SEAL = frozenset({attributes.RECORD, attributes.LAST_MODIFIED, attributes.BLAKE3, attributes.KEY})
-"""A record without these counts as lost, in whatever form it was."""
+"""A record without these counts as lost, in any form."""
 
 
 def rewrite(bucket: OpenBucket, version: Version) -> None:

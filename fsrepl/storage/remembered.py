@@ -87,7 +87,7 @@ def document(site: Site, address: str, name: bytes) -> dict[str, object] | None:
 
 
 def was_tree(site: Site, address: str) -> bool:
-    """Whether a bucket was a tree bucket, as remembered, whatever disk it was on."""
+    """Whether a bucket was a tree bucket, as remembered, on any disk that it was on."""
     with contextlib.suppress(ValueError):
         return (document(site, address, IDENTITY) or {}).get("trees") is True
     return False

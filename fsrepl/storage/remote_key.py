@@ -77,7 +77,8 @@ class RemoteKey:
         self.is_listed = True
 
     def _adopt(self, identity: Identity, found: Listed, *, repairs: bool) -> None:
-        """Take a version that the journal did not know for what its metadata says. Of two, the one put last stays."""
+        """Record a version that the journal did not know, by its metadata. Of two objects of one version, the one put
+        last stays."""
         order = (identity.created_ns, identity.id)
         known, ids = self.rows.get(order), list(self._listed)
         row = RemoteVersion(*order, self.key, False, found.size, found.id)
@@ -105,7 +106,7 @@ class RemoteKey:
 
     @property
     def latest(self) -> str:
-        """The id of what the list shows as the latest; empty without one."""
+        """The id of the object that the list shows as the latest; empty without one."""
         return next((each.id for each in self._listed.values() if each.latest), "")
 
     # -- changing

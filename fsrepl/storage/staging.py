@@ -1,7 +1,7 @@
 """Staged files in .fsrepl/tmp: their names, and removal after a crash.
 
 A staged file of a large content survives a crash under a name that follows from what it is to become (lasting), so
-that the next try goes on with it. Nothing in it is believed: what is there is compared with what should be.
+that the next try goes on with it. All of it is verified: its content is compared with the content that it should have.
 """
 
 from __future__ import annotations

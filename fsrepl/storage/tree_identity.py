@@ -1,4 +1,4 @@
-"""The identity of the tree that the journal has indexed: a copy of it, and its own past, have others."""
+"""The identity of the tree that the journal has indexed. A copy of the tree, or an older state of it, has another."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sign(bucket: OpenBucket, journal: Journal) -> None:
 
 
 def tree_of(bucket: OpenBucket) -> str:
-    """The identity of a tree, which differs from that of a copy and of its own past. See sign.
+    """The identity of a tree, which differs from that of a copy and of an older state of it. See sign.
 
     A copy has other inodes, and its attributes may be gone.
     """

@@ -328,7 +328,7 @@ def is_beside(bucket: OpenBucket, key: bytes) -> bool:
 
 
 class Looked(NamedTuple):
-    """A version by its record; whether that is a sidecar, and whether nobody may remove the version."""
+    """A version by its record; whether that is a sidecar, and whether the version may not be removed (chattr +i)."""
 
     version: Version
     has_sidecar: bool
@@ -363,7 +363,7 @@ def look_at(
 
 
 class Glance(NamedTuple):
-    """The BLAKE3 of a version, empty for a marker, and whether nobody may remove it."""
+    """The BLAKE3 of a version, empty for a marker, and whether it may not be removed (chattr +i)."""
 
     digest: bytes
     is_locked: bool

@@ -89,8 +89,8 @@ class PlainFile(NamedTuple):
 
 
 def look_at_file(bucket: OpenBucket, at: int, name: bytes) -> PlainFile | None:
-    """A regular file by directory and name, looked at with as few calls as can be; None for a symlink, and for what is
-    no file. Raises OSError where it cannot be opened."""
+    """A regular file by directory and name, looked at with as few calls as can be; None for a symlink, and for
+    any other entry. Raises OSError where it cannot be opened."""
     try:
         fd = bucket.fs.open_read(at, name)
     except OSError as error:

@@ -28,7 +28,7 @@ Failed = Callable[[bytes, OSError], None]
 
 
 def leave_out(path: bytes, error: OSError) -> None:
-    """For `failed`: a directory that cannot be read counts as one that is not there."""
+    """For `failed`: a directory that cannot be read counts as absent."""
 
 
 class Directory(Struct, frozen=True):

@@ -1,9 +1,9 @@
 """Directories of tree buckets, each an object with its rights, attributes and tags.
 
-A directory's key ends in a slash, and its version has no content. Its view is made hidden and renamed into place; one
-that is there is changed through its descriptor, in an order that at no moment admits people whom neither the former nor
-the new rights admit (directories.give); it is removed only while it is empty. Directories that replication made for the
-files below them are no objects: they become ones when the version of their key arrives.
+A directory's key ends in a slash, and its version has no content. Its view is made hidden and renamed into place; an
+existing one is changed through its descriptor, in an order that at no moment admits people whom neither the former nor
+the new rights admit (directories.give). It is removed only while it is empty. A directory that replication made for the
+files below it is no object until the version of its key arrives.
 """
 
 from __future__ import annotations

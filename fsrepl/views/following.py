@@ -116,7 +116,8 @@ def note_all(region: Region, address: str, paths: Iterable[bytes]) -> None:
 
 
 def restore(region: Region, address: str, path: bytes) -> None:
-    """Give a directory that replication made its sources' permissions, whatever was changed here. Raises OSError."""
+    """Give a directory that replication made its sources' permissions, also where they were changed here. Raises
+    OSError."""
     state = region.ready(address)
     with contextlib.ExitStack() as closing:
         bucket = closing.enter_context(state.bucket.open())

@@ -1,8 +1,8 @@
-"""Directories of a tree bucket that admit more people than their sources' do by now, narrowed before content is shown.
+"""Directories of a tree bucket that admit more people than their sources' do now, narrowed before content is shown.
 
-A directory has the rights of its version. Where its source's directory was narrowed since, that version is still to
-come, while a file of the directory may arrive earlier. So the file's directories are compared with their sources as
-they are now. Rights are only taken away here; the version that arrives brings the rest.
+A directory has the rights of its version. After its source's directory was narrowed, a file in it may arrive earlier
+than the directory's new version. So the file's directories are compared with their sources as they are now. Rights are
+only taken away here; the new version brings the rest.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The view of a null version, before another null version or marker replaces that version.
 
-Afterwards no version is left to compare its file with. A file whose times were too fresh when it was recorded would be
-taken for its user's, and become a new version; so would one that is the stored file too, whose ctime changes
-as it loses that name.
+Afterwards no version is left to compare the view's file with. Without a record, two kinds of file would be taken for a
+user's write and become new versions: a file whose times were too fresh when it was recorded, and a file that is the
+stored file too, whose ctime changes as it loses that name.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ one stamp.
 
 A user edits the file through one name, and the capture of each name records that. A replica's edits arrive name by
 name, late or never: a name may be gone at the source before its edit was captured. So what one name brings is recorded
-for all of them as it is applied to their file. Were that left out, a later look at another name would take it for a
-user's edit made here and now, which outdoes those that are still on their way; and what another name brings would undo
+for all of them as it is applied to their file. Otherwise a later look at another name would take it for a user's edit
+made here and now, which wins over edits that have not arrived yet; and an edit that arrives by another name would undo
 it. Source: model/metadata.py, of_one_file.
 """
 

@@ -1,7 +1,7 @@
 """Stored versions whose content or record is lost, or may be, since users could write to their files.
 
-An intent notes each of them until it was looked at and is whole (repair/refetch.py): nothing else leads to one that no
-view shows, so that a crash before its repair would leave it as it is until all content is read.
+An intent notes each of them until it was examined and is whole (repair/refetch.py). After a crash nothing else leads to
+a version that no view shows: without the intent it would stay damaged until the scrub reads it.
 """
 
 from __future__ import annotations

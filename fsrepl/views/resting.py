@@ -1,8 +1,8 @@
 """Times of directories in a tree bucket: a replica's directory gets its source's mtime once nothing changes in it.
 
 A directory's mtime changes with each entry, so it is no part of its object, and versions do not carry it. Each change
-of a replica's directory puts this off, so that a directory is visited once a burst. A lost visit does no harm: the next
-scan of the directory asks again.
+of a replica's directory postpones the moment, so that its time is set once a burst. After a crash the next scan of the
+directory queues it again.
 """
 
 from __future__ import annotations

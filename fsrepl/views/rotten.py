@@ -1,7 +1,7 @@
-"""Views whose content rotted: it is not that of the version they show, and nobody wrote into them.
+"""Views whose content rotted: it is not that of the version they show, although no program wrote into them.
 
-A view that is one file with its stored version rots with it. A good copy takes the place of the stored version alone,
-so that the view has to be found before that, while it looks as it was recorded, and shown anew after it.
+A view that is one file with its stored version rots with it, while a good copy replaces the stored version alone. So
+such a view is found before the repair, while its status is as recorded, and shown anew after the repair.
 """
 
 from __future__ import annotations

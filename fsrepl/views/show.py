@@ -63,7 +63,7 @@ _UNREACHED = NotShown("rename does not reach it, as in another subvolume, and wr
 
 
 def take_out_all(bucket: OpenBucket, views: Mapping[bytes, View]) -> dict[bytes, Shown]:
-    """Remove the views of many keys, each as take_out does; what became of those that are gone.
+    """Remove the views of many keys, each as take_out does; the results of those that are gone.
 
     Directories that replication made go too, once they are empty. Those that stay are left to `show`.
     """

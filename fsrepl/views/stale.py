@@ -1,4 +1,4 @@
-"""Stale views: views that do not show their key's current version yet, until they do.
+"""Stale views: views that do not show their key's current version yet, and are tried again until they do.
 
 A view is stale because of an obstacle or a writer, or because it is late. An intent records that, so that
 a crash does not make it look like a user's act, and the view is tried again until it shows the version.

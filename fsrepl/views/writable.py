@@ -1,8 +1,8 @@
 """Directories whose owner may not write to them, as 0555, while the daemon, as their owner, changes what is in them.
 
-A daemon that is root needs no such right. Any other one gives it to itself for the moment, and to nobody else, and
-takes it back. A crash in between leaves it there: the intent of the change says where to look, and `close_again`
-compares the directory with its record before the first scan, so that the right is not taken for a user's change.
+A daemon that is root needs no such right. Any other daemon gives the right to itself alone, changes what it must, and
+takes the right back. After a crash in between, the intent of the change names the directory, and `close_again` compares
+it with its record before the first scan, so that the right is not taken for a user's change.
 """
 
 from __future__ import annotations

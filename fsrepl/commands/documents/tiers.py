@@ -26,7 +26,8 @@ class Held(Struct):
 
 
 def held(site: Site, journal: Journal, addresses: Iterable[str] | None = None) -> Mapping[str, Held]:
-    """By tier, "REGION/CLASS", for all buckets or some; what is to be moved back counts at "REGION/STANDARD"."""
+    """By tier, "REGION/CLASS", for all buckets or some; content that is to be moved back counts at
+    "REGION/STANDARD"."""
     found: dict[str, Held] = defaultdict(Held)
     for address in site.buckets if addresses is None else addresses:
         bucket = site.buckets[address]

@@ -11,7 +11,7 @@ _WAIT_S = 0.15
 
 
 def doctor(visit: Visit) -> Response:
-    """The last findings; where they are old, or somebody asks for it, others are looked for meanwhile."""
+    """The last findings; where they are old, or the visitor asks for it, a new look begins meanwhile."""
     known = visit.gateway.diagnoses.ask(again=bool(visit.get("again")), wait_s=_WAIT_S)
     frame = visit.frame()
     return visit.html(pages.page(frame, pages.live(frame, known)))

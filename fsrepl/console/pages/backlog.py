@@ -1,4 +1,4 @@
-"""Backlog and throughput of the last hour and day: the plots, and of what time nothing is known."""
+"""Backlog and throughput of the last hour and day: the plots, and the times that no sample covers."""
 
 from __future__ import annotations
 

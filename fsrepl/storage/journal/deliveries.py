@@ -101,7 +101,7 @@ class Deliveries:
         return row is not None and row[0] == Status.PENDING
 
     def is_wanted(self, destination: str, key: bytes, version_id: str) -> bool:
-        """Whether a version is to be delivered to a destination, from whatever source."""
+        """Whether a version is to be delivered to a destination, from any source."""
         row = self._connection.execute(
             f"SELECT 1 FROM delivery WHERE bucket IN ({','.join('?' * len(self._connection.names))}) "
             "AND key = ? AND id = ? AND destination = ? AND status = 'PENDING'",

@@ -38,7 +38,7 @@ class RemoteVersion(Struct, frozen=True, order=True):
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether the bucket's list tells what is there, and not this row."""
+        """Whether only the bucket's list can say if the version is there."""
         return not self.remote or bool(self.upload)
 
     @property
