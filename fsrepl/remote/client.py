@@ -18,7 +18,7 @@ from typing import Any
 
 from fsrepl.errors import FsreplError, Unavailable, Usage
 from fsrepl.remote import small_put
-from fsrepl.remote.failures import CREDENTIALS, ServiceAway, error_of, words_of
+from fsrepl.remote.failures import CREDENTIALS, ServiceAway, error_of, tls_trouble, words_of
 from fsrepl.remote.small_put import Connections, Way
 from fsrepl.settings import EndpointSettings
 
@@ -63,7 +63,7 @@ class Client:
         except ClientError as error:
             said, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
             code, status = str(said.get("Code", "")), int(meta.get("HTTPStatusCode", 0))
-            if code in CREDENTIALS:
+            if code in CREDENTIALS or status == 401:
                 self._forget(client)
             raise error_of(self.region, operation, code, str(said.get("Message") or ""), status) from error
         except BotoCoreError as error:
@@ -114,10 +114,7 @@ class Client:
         if kind.startswith(("CredentialRetrieval", "TokenRetrieval", "UnauthorizedSSO", "SSOTokenLoad")):
             return ServiceAway(f"region {self.region}: its credentials cannot be renewed ({words})")
         if kind == "SSLError":
-            return ServiceAway(
-                f"region {self.region}: {settings.url}: the certificate is not trusted ({words}); AWS_CA_BUNDLE names "
-                "a file with that of its authority"
-            )
+            return ServiceAway(f"region {self.region}: {settings.url}: {tls_trouble(words)}")
         if kind in ("ParamValidationError", "UnknownParameterError"):
             return Unavailable(f"region {self.region}: {words}")
         cause = str(getattr(error, "kwargs", {}).get("error", "")).rpartition(": ")[2].rstrip("')")

@@ -30,6 +30,7 @@ _MENDED = {
     "AccountProblem": "there is a problem with the account there",
     "AllAccessDisabled": "all access to it is disabled there",
     "RequestTimeTooSkewed": "the clocks of this machine and of the service differ: set this machine's clock",
+    "RequestExpired": "the clocks of this machine and of the service differ: set this machine's clock",
     "PermanentRedirect": "the bucket is in another region of the service: correct endpoint or s3_region",
     "IllegalLocationConstraintException": "the bucket is in another region of the service: correct s3_region",
 }
@@ -108,6 +109,29 @@ def stranger(region: str, said: str) -> ServiceAway:
     )
 
 
+_TLS_TROUBLES = {
+    ("wrong version number", "packet length too long", "record layer failure", "http request", "unknown protocol"): (
+        "what answers there does not speak TLS", "correct the endpoint: its port, or http:// instead of https://"
+    ),
+    ("has expired", "not yet valid"): (
+        "the certificate is not valid today", "renew it there, or set this machine's clock"
+    ),
+    ("hostname mismatch", "ip address mismatch", "doesn't match", "no alternative certificate subject name"): (
+        "the certificate is for another name", "name the host in the endpoint as the certificate does"
+    ),
+}  # fmt: skip
+"""The reasons why TLS is refused, by words of OpenSSL, each with what to do. Any other is an unknown authority."""
+
+
+def tls_trouble(words: str) -> str:
+    """Why there is no TLS with a service, and what to do. words: what the library said."""
+    said = words.lower().replace("_", " ")
+    for signs, (what, advice) in _TLS_TROUBLES.items():
+        if any(sign in said for sign in signs):
+            return f"{what} ({words}); {advice}"
+    return f"the certificate is not trusted ({words}); AWS_CA_BUNDLE names a file with that of its authority"
+
+
 def error_of(region: str, operation: str, code: str, message: str, status: int) -> FsreplError:
     """The error for an answer that is no success. region, operation: what was asked of whom."""
     words = words_of(code, message)
@@ -115,6 +139,8 @@ def error_of(region: str, operation: str, code: str, message: str, status: int) 
         return ServiceAway(f"region {region}: {_MENDED[code]} ({words}); it goes on by itself then")
     if status in _NOT_OF_S3 and code in ("", str(status)):
         return stranger(region, f"{status} {message}".strip())
+    if status == 401:  # S3 itself says 403 with one of the codes above; R2, B2 and others have codes of their own
+        return ServiceAway(f"region {region}: {_MENDED['InvalidSecurity']} ({words}); it goes on by itself then")
     if code == "NoSuchBucket":
         return NoSuchBucket(f"region {region}: {words}")
     if code in _BUSY or (status in (429, 503) and code not in _FAULTY):

@@ -16,7 +16,7 @@ from fsrepl.model.version import Origin, Posix, Version
 from fsrepl.remote import form
 from fsrepl.remote.bucket import RemoteBucket, sums_of
 from fsrepl.remote.client import Client
-from fsrepl.remote.failures import Absent, ServiceAway, ServiceRefused, error_of
+from fsrepl.remote.failures import Absent, ServiceAway, ServiceRefused, error_of, tls_trouble
 from fsrepl.replicate import upload
 from fsrepl.replicate.remote import Task
 from fsrepl.settings import EndpointSettings
@@ -33,6 +33,9 @@ from fsrepl.storage.journal.rows import Delivery
         ("", 502, ServiceAway, "the service is busy"),
         ("TooManyRequests", 429, ServiceAway, "the service is busy"),
         ("RequestTimeTooSkewed", 403, ServiceAway, "set this machine's clock"),
+        ("RequestExpired", 400, ServiceAway, "set this machine's clock"),
+        ("Unauthorized", 401, ServiceAway, "it does not accept the credentials"),
+        ("", 401, ServiceAway, "not that of an S3 service, but of a proxy"),
         ("ExpiredToken", 400, ServiceAway, "its credentials have expired: renew them"),
         ("InvalidAccessKeyId", 403, ServiceAway, "correct the credentials"),
         ("SignatureDoesNotMatch", 403, ServiceAway, "correct the credentials"),
@@ -52,6 +55,23 @@ def test_what_a_code_means(code: str, status: int, kind: type[Exception], words:
     assert isinstance(error, kind)
     assert words in str(error)
     assert isinstance(error, Failed) == (kind is ServiceRefused)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)", "does not speak TLS"),
+        ("TLS connect error: error:0A00010B:SSL routines::wrong version number", "http:// instead of https://"),
+        ("certificate verify failed: certificate has expired (_ssl.c:1006)", "not valid today"),
+        ("certificate verify failed: Hostname mismatch, certificate is not valid for 'a'", "name the host"),
+        ("SSL: no alternative certificate subject name matches target host name 'a'", "for another name"),
+        ("SSL certificate problem: self-signed certificate", "AWS_CA_BUNDLE names a file"),
+        ("certificate verify failed: unable to get local issuer certificate", "is not trusted"),
+    ],
+)
+def test_what_tls_refuses_is_said_with_what_mends_it(said: str, words: str) -> None:
+    """In OpenSSL's words and in libcurl's: only an unknown authority is mended with a file of certificates."""
+    assert words in tls_trouble(said)
 
 
 @pytest.mark.parametrize(
