@@ -303,5 +303,9 @@ def versioning_show(bucket: Bucket, json: Json = False) -> None:
     """Print the state: Enabled, Suspended, or never versioned."""
     from fsrepl.commands.documents import buckets as documents
 
-    found = documents.versioning(open_site().bucket(str(bucket)))
+    site = open_site()
+    if bucket.region in site.destinations:
+        found = documents.versioning_there(site, str(bucket), services_of(site))
+    else:
+        found = documents.versioning(site.bucket(str(bucket)))
     print_json(found) if json else tell(str(found.get("Status", f"{bucket} was never versioned")))

@@ -105,6 +105,8 @@ def _buckets(buckets: list[dict[str, Any]], unattached: list[str]) -> Renderable
         state = Text("online", style="green") if b["online"] else Text("OFFLINE", style="red")
         if b["online"] and b.get("scanning"):
             state = Text("scanning", style="cyan")
+        elif b["online"] and not b.get("seen", True):
+            state = Text("not seen yet", style="dim")  # elsewhere: the daemon looks at it
         elif b["online"] and not b["versioning"]:
             state = Text("unversioned", style="dim")
         elif b["online"] and b["versioning"] == "Suspended":

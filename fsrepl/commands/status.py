@@ -158,6 +158,7 @@ def _of_service(journal_: Journal, address: str, said: Document) -> Document:
         "bucket": address,
         "online": not trouble,
         "versioning": str(Versioning.ENABLED) if alive.get("seen") else "",
+        "seen": bool(alive.get("seen")),
         "objects": found.objects,
         "versions": found.versions,
         "bytes": found.bytes,

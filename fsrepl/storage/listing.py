@@ -16,10 +16,9 @@ from msgspec import Struct
 
 from fsrepl.errors import Refused, StoreDamaged
 from fsrepl.model import keys
-from fsrepl.model.address import region_of
 from fsrepl.model.version import Version, Versioning
 from fsrepl.storage import unversioned, versions
-from fsrepl.storage.bucket import Bucket, OpenBucket, content_digest
+from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import FileType
 from fsrepl.storage.journal.listed import Listed
 from fsrepl.storage.site import Site
@@ -240,18 +239,12 @@ def content(bucket: OpenBucket, version: Version) -> Iterator[bytes]:
 
 def open_bucket(site: Site, address: str) -> OpenBucket:
     """A bucket opened for reading objects, versioned or not. Raises FsreplError where it is offline."""
-    return _bucket(site, address).open()
-
-
-def _bucket(site: Site, address: str) -> Bucket:
-    if region_of(address) in site.destinations:  # which buckets there take replicas is in the documents of the sources
-        site.look()
-    return site.bucket(address)
+    return site.bucket(address).open()
 
 
 def open_versioned(site: Site, address: str) -> OpenBucket:
     """A bucket opened for reading versions. Raises Refused(InvalidRequest) for a never-versioned one."""
-    bucket = _bucket(site, address)
+    bucket = site.bucket(address)
     opened = bucket.open()
     if bucket.versioning is Versioning.OFF:
         opened.close()

@@ -21,7 +21,7 @@ from fsrepl.link.host import Host
 from fsrepl.model import clock, json_text
 from fsrepl.model.address import Address, name_of, region_of
 from fsrepl.model.clock import Clock
-from fsrepl.model.rule import Role
+from fsrepl.model.rule import Replication, Role
 from fsrepl.remote.elsewhere import Elsewhere
 from fsrepl.remote.service import Service
 from fsrepl.s3 import roles
@@ -45,7 +45,7 @@ class Site:
         self.hosts: dict[str, Host] = {}
         """The regions on other machines."""
         self.buckets: dict[str, Bucket] = {}
-        self._keeps_private = False
+        self._keeps_private = self._has_looked = False
         self.settings = settings
         self.load_identities()
 
@@ -297,13 +297,21 @@ class Site:
 
     def look(self) -> None:
         """Read the documents of every readable bucket; the others keep the reason of their trouble."""
+        self._has_looked = True
         for bucket in self.buckets.values():
             with contextlib.suppress(FsreplError), bucket.open():
                 pass
 
+    def _configurations(self) -> Iterator[tuple[str, Replication]]:
+        """The replication of each bucket that has one. A command reads the documents for this once; a daemon keeps
+        them."""
+        if not self._has_looked:
+            self.look()
+        return ((b.address, b.replication) for b in self.buckets.values() if b.replication)
+
     def destinations_in(self, region: str) -> list[str]:
         """The addresses of the buckets of a region that some bucket is replicated to."""
-        found = {rule.destination for b in self.buckets.values() if b.replication for rule in b.replication.rules}
+        found = {rule.destination for _, replication in self._configurations() for rule in replication.rules}
         return sorted(address for address in found if region_of(address) == region)
 
     @contextlib.contextmanager
@@ -319,9 +327,9 @@ class Site:
     def sources_of(self, address: str) -> list[str]:
         """The buckets whose configuration replicates into this one."""
         return [
-            b.address
-            for b in self.buckets.values()
-            if b.replication and any(r.destination == address for r in b.replication.rules)
+            source
+            for source, replication in self._configurations()
+            if any(rule.destination == address for rule in replication.rules)
         ]
 
 

@@ -158,6 +158,33 @@ def test_objects_are_listed_where_they_are_replicated_from(tmp_path: Path, servi
             assert refused.value.code == code
 
 
+def test_a_command_without_a_daemon_knows_the_destinations_there(tmp_path: Path, service: Service) -> None:
+    """`region ls`, `bucket ls`, `doctor`: which buckets there take replicas is in the documents of their sources."""
+    service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        (found,) = services.look(Site(world.settings, Fs()))
+        assert [each["address"] for each in found["buckets"]] == [THERE]
+        assert Site(world.settings, Fs()).sources_of(THERE) == [SOURCE]
+        rows = {row["bucket"]: row for row in status.status(Site(world.settings, Fs()), {"running": False})["buckets"]}
+        assert (rows[THERE]["seen"], rows[THERE]["versioning"]) == (False, "")  # nobody has asked for it
+
+
+def test_versioning_there_is_shown(tmp_path: Path, service: Service) -> None:
+    """`versioning show`: as the daemon sees it, whose credentials count, or as the service says now."""
+    bucket = service.make_bucket(versioning=False)
+    with RemoteWorld(tmp_path, service, replicate=False) as world:
+        site = Site(world.settings, Fs())
+        assert buckets.versioning_there(site, THERE, services.look(site)) == {}
+        bucket.set_versioning(Versioning.ENABLED)
+        assert buckets.versioning_there(site, THERE, []) == {"Status": "Enabled"}
+        with pytest.raises(Refused, match=r"NoSuchBucket: the S3 service .* has no bucket aws/nothere"):
+            buckets.versioning_there(site, "aws/nothere", [])
+        world.run("replication.enable", source=SOURCE, destination=THERE)
+        known = services.look(Site(world.settings, Fs()))
+        world.run("versioning.set", bucket=THERE, status="Suspended")
+        assert buckets.versioning_there(site, THERE, known) == {"Status": "Enabled"}  # nobody was asked again
+
+
 def test_a_service_is_asked_for_its_buckets_only_where_they_are_offered(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

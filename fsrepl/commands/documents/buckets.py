@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from fsrepl.commands.services import BucketFacts
-from fsrepl.errors import FsreplError
+from collections.abc import Iterable
+
+from fsrepl.commands.services import BucketFacts, ServiceFacts
+from fsrepl.errors import FsreplError, Refused
+from fsrepl.model.address import region_of
 from fsrepl.model.keys import Document
 from fsrepl.storage.bucket import Bucket
 from fsrepl.storage.site import Site
@@ -50,3 +53,18 @@ def versioning(bucket: Bucket) -> Document:
     """S3's VersioningConfiguration, which is empty where a bucket was never versioned. Raises FsreplError."""
     with bucket.open():
         return {"Status": str(bucket.versioning)} if bucket.versioning else {}
+
+
+def versioning_there(site: Site, address: str, known: Iterable[ServiceFacts]) -> Document:
+    """S3's VersioningConfiguration of a bucket elsewhere. known: what the daemon sees, whose credentials count.
+
+    Raises FsreplError.
+    """
+    for each in (bucket for service in known for bucket in service["buckets"]):
+        if each["address"] == address and each["versioning"]:
+            return {"Status": each["versioning"]}
+    region = site.destinations[region_of(address)]
+    found = region.versioning(address)
+    if found is None:
+        raise Refused("NoSuchBucket", f"{region.what} has no bucket {address}")
+    return {"Status": str(found)} if found else {}
