@@ -38,7 +38,7 @@ def step(region: Region) -> bool:
     """Go on with the runs of a region for a moment; whether there was anything to do."""
     busy = False
     for state in list(region.states.values()):
-        if state.lifecycle.run is None and time.monotonic() < state.lifecycle.look_s:
+        if not _is_ready(state) or (state.lifecycle.run is None and time.monotonic() < state.lifecycle.look_s):
             continue
         try:
             with guarded(region, state):
@@ -62,7 +62,7 @@ def _step(region: Region, state: BucketState) -> bool:
         state.lifecycle.look_s = time.monotonic() + _LOOK_S
         state.lifecycle.run = _due(region, state)
     run = state.lifecycle.run
-    if run is None or run.due_s > time.monotonic() or not _is_ready(state):
+    if run is None or run.due_s > time.monotonic():
         return False
     if not go_on(region, state, run):
         remember(region.engine.journal, state.bucket.address, run.now_ns)
@@ -79,8 +79,6 @@ def _is_ready(state: BucketState) -> bool:
 
 def _due(region: Region, state: BucketState) -> LifecycleRun | None:
     """A new run, where the last one was before the last midnight."""
-    if not _is_ready(state):
-        return None
     if state.bucket.lifecycle is None:
         if state.lifecycle.has_rules:
             _set(region.engine.journal, state.bucket.address, "")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
+from fsrepl.capture import schedule
 from tests.doubles import UnsyncedFs
 from tests.lifecycle.test_lifecycle import GLACIER, days, old_versions, put, rule, run
 from tests.world import SOURCE, World
@@ -60,6 +61,25 @@ def test_a_change_in_the_last_moment_is_kept(
     assert world.tree(SOURCE) == {"k": there}
     assert [version.marker for version in world.of("k")] == [False, True, False]
     assert world.leftovers(SOURCE) == []
+
+
+def test_a_run_begins_as_soon_as_the_first_scan_is_over(
+    world: World, clock: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5.3: a scan that takes longer than a turn, as on a busy machine, does not put the run off until a later look."""
+    world.write("k", b"data")
+    world.settle()
+    put(world, days(2))
+    clock(LATER)
+    world.restart()
+    whole, turns = schedule.advance, iter([False])
+
+    def advance(*given: Any, **more: Any) -> bool:
+        return next(turns, True) and whole(*given, **more)
+
+    monkeypatch.setattr(schedule, "advance", advance)
+    world.settle()
+    assert world.tree(SOURCE) == {}
 
 
 class WriterFs(UnsyncedFs):
