@@ -251,6 +251,8 @@ class Rebuilder:
         BLAKE3 of its content as that is now."""
         bucket = self.bucket
         left = {} if damaged else records.read(bucket, at, name, keys.join(path, stored.name)).raw
+        if not attributes.is_of(left, keys.join(path, stored.name), stored.id):
+            left = {}  # a copy of another file brought them, through a view that may be gone since
         fd = records.open_file(bucket, at, name)
         try:
             found = bucket.fs.stat_fd(fd)

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -15,6 +16,7 @@ from fsrepl.model import attributes, keys
 from fsrepl.model.rule import Replication, Rule
 from fsrepl.model.version import NO_SHORTFALL, DeliveryRecord, Origin, Posix, Status, Version
 from fsrepl.repair.evidence import Evidence, ViewEvidence, rebuild
+from fsrepl.repair.rebuild import Rebuilder
 from fsrepl.storage.bucket_documents import RuleSince
 from fsrepl.storage.journal.rows import Delivery
 from tests.doubles import DyingFs, PowerCut
@@ -84,6 +86,33 @@ def test_records_come_back(tmp_path: Path, bucket: str, lose: object, without_jo
         assert world.ids(SOURCE) == world.ids(DESTINATION)
         assert len(world.ids(SOURCE)[b"d/k"]) == 3
         assert world.statuses() == {Status.COMPLETED}
+
+
+def test_a_record_that_came_with_a_copy_of_another_file_is_no_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G2, G5: `cp -a` gave a linked view the record of the version before, and its user removes that view while the
+    start reads the store: the stored version keeps its own time and BLAKE3."""
+    with World(tmp_path / "world") as world:
+        world.set_sharing(east="link")
+        for data in (b"one", b"two"):
+            world.drop("k", data)
+            world.settle()
+        before = world.ids(SOURCE)[b"k"]
+        one = world.path(f".fsrepl/versions/k;{before[0][0]}")
+        for name in os.listxattr(one):
+            os.setxattr(world.path("k"), name, os.getxattr(one, name))
+        whole = Rebuilder.version
+
+        def version(*given: Any, **more: Any) -> Version | None:
+            world.path("k").unlink(missing_ok=True)
+            return whole(*given, **more)
+
+        monkeypatch.setattr(Rebuilder, "version", version)
+        world.restart(without_journal=True)
+        world.settle()
+        assert not world.path("k").exists()
+        assert world.ids(SOURCE)[b"k"][:2] == before
 
 
 @pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
