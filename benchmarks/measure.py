@@ -43,7 +43,7 @@ from costs import Cost, cost_of, filesystem, make_tree, run, text, timed
 from daemons import DESTINATION, SOURCE, Daemon, daemon
 from large import large
 from lifecycle import lifecycle
-from million import million
+from million import STEPS, million
 from over_ssh import over_ssh
 from peers import PEERS, Peer
 from to_s3 import to_s3
@@ -335,6 +335,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
     parser.add_argument("--times", type=int, default=200, help="of each latency")
+    parser.add_argument(
+        "--steps", nargs="+", choices=STEPS, metavar="STEP", help=f"of million: {', '.join(STEPS)}; without it all"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the burst, as SVG or PNG by the file's name")
     parser.add_argument("--size", type=kinds.size, default=2 << 30, help='of the large file, such as "512MiB"')
     parser.add_argument("--delay", type=int, default=50, help="of the line to the other machine and back, in ms")
@@ -360,7 +363,7 @@ def main() -> None:
     if options.only == "large":
         large(options.folder, options.size)
     if options.only == "million":
-        million(options.folder, 50 * options.files, 5)
+        million(options.folder, 50 * options.files, 5, options.steps or STEPS)
     if options.only == "ssh":
         over_ssh(options.folder, options.files, options.size, options.delay)
     if options.only == "console":

@@ -4,6 +4,9 @@ One bucket gets a million empty files in directories of 1,000, while three of it
 is killed and started again; the destinations return; all is deleted at once, and held; then a million names come into
 one directory. Files are empty, and the store shares them (`sharing = "link"`), so that a disk of 20 GiB with 9 million
 inodes is enough (`mkfs.ext4 -I 1024 -N 9000000`): what is measured does not depend on content.
+
+Each step can be asked for alone, since all of them take hours: what it builds on (the objects, for all but `flat`) is
+made before.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from costs import filesystem
@@ -27,24 +32,36 @@ from fsrepl.storage.journal.database import Journal
 IN_EACH = 1_000
 NEAR, AWAY = ("near-1", "near-2"), ("away-1", "away-2", "away-3")
 FLAT = "east/flat"
-_LOOK_S, _LOOK_SHARE = 0.5, 5
+STEPS = ("crash", "commands", "return", "delete", "flat")
+"""What can be asked for. All but `flat` need the objects, which are captured first."""
+_LOOK_S, _LOOK_SHARE = 0.5, 20
 """The shortest pause between two looks, and how many times as long as the last one it takes at least."""
+_SAMPLE_S = 1.0
+_SAYS_S = 60.0
+"""How often it is said how far a step is."""
 _ENDS_S = 4 * 3600.0
 
 
-def million(folder: Path, count: int, far: int) -> None:
-    """far: how many of the five destinations there are; the last three of them are away at first."""
+def million(folder: Path, count: int, far: int, steps: Collection[str] = STEPS) -> None:
+    """far: how many of the five destinations there are; the last three of them are away at first. steps: of STEPS."""
     near, away = NEAR[: max(0, far - len(AWAY))], AWAY[: min(far, len(AWAY))]
     print(f"million: {count:,} empty files on {filesystem(folder)}; {far} destinations, {len(away)} away at first")
     home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
     try:
         site = _site(home, near, away)
         try:
-            _drop(site, home, count, near, away)
-            _crash(site, count)
-            _return(site, count, away)
-            _delete(site, count)
-            _flat(site, home, count)
+            if set(steps) - {"flat"}:
+                _drop(site, home, count, near, away)
+            if "crash" in steps:
+                _crash(site)
+            if "commands" in steps:
+                _commands(site)
+            if "return" in steps:
+                _return(site, count, away)
+            if "delete" in steps:
+                _delete(site)
+            if "flat" in steps:
+                _flat(site, home, count)
         finally:
             site.stop()
     finally:
@@ -90,7 +107,7 @@ def _drop(site: Daemon, home: Path, count: int, near: tuple[str, ...], away: tup
     tree.rmdir()
 
 
-def _crash(site: Daemon, count: int) -> None:
+def _crash(site: Daemon) -> None:
     site.process.kill()
     site.process.wait()
     began = time.monotonic()
@@ -119,7 +136,7 @@ def _return(site: Daemon, count: int, away: tuple[str, ...]) -> None:
     for name in away:
         (site.root / f"{name}.away").rename(site.root / name)
     with _measured(site, f"replicated to the {len(away)} that return"):
-        _await(site, count + 1, SOURCE, 0)
+        _await(site, None, SOURCE, 0)
     began = time.monotonic()
     after = _journal_bytes(site)
     while time.monotonic() - began < 60 and _journal_bytes(site) >= after:
@@ -130,15 +147,31 @@ def _return(site: Daemon, count: int, away: tuple[str, ...]) -> None:
     )
 
 
-def _delete(site: Daemon, count: int) -> None:
-    """Delete all but one file, as a mass deletion that the brake holds."""
+def _commands(site: Daemon) -> None:
+    """What a person or a script asks meanwhile, the start of Python included."""
+    key = next(site.path(SOURCE).glob("d*/f*")).relative_to(site.path(SOURCE))
+    for arguments in (
+        ("status",),
+        ("status", "--json"),
+        ("ls", SOURCE, "--max-keys", "1000", "--json"),
+        ("head", f"{SOURCE}/{key}"),
+    ):
+        began, before = time.monotonic(), os.times()
+        site.fsrepl(*arguments)
+        wall_s, after = time.monotonic() - began, os.times()
+        cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+        print(f"  fsrepl {' '.join(arguments):44} {wall_s:6.2f} s {cpu_s:6.2f} CPU s", flush=True)
+
+
+def _delete(site: Daemon) -> None:
+    """Delete all that was captured, as a mass deletion that the brake holds."""
     path = site.root / "fsrepl.toml"
     path.write_text(path.read_text().replace("delete_share = 1\n", "delete_share = 0.5\n"))
     site.process.send_signal(signal.SIGHUP)
     with _measured(site, "deleted at once, and held"):
         for directory in site.path(SOURCE).glob("d*"):
             shutil.rmtree(directory)
-        _await(site, 1, SOURCE)
+        _await(site, int(site.path(SOURCE, "after-the-crash").exists()), SOURCE)
     print(f"  HALTED: {_bucket(site, SOURCE).get('halted')}")
 
 
@@ -157,15 +190,18 @@ def _flat(site: Daemon, home: Path, count: int) -> None:
             time.sleep(_LOOK_S)
 
 
-def _await(site: Daemon, objects: int, bucket: str, pending: int | None = None) -> None:
+def _await(site: Daemon, objects: int | None, bucket: str, pending: int | None = None) -> None:
     """Wait until a bucket has so many objects, and so many deliveries wait. By the journal: at a million objects
     `fsrepl status` counts much more, for seconds."""
-    until_s = time.monotonic() + _ENDS_S
+    until_s = (said_s := time.monotonic()) + _ENDS_S
     while (began_s := time.monotonic()) < until_s:
         with contextlib.closing(Journal(str(_journal(site)), read_only=True)) as journal:
             found = journal.totals.objects(bucket)[0], journal.deliveries.count_pending(bucket, 1 << 62)
-        if found == (objects, found[1] if pending is None else pending):
+        if objects in (None, found[0]) and pending in (None, found[1]):
             return
+        if began_s > said_s + _SAYS_S:
+            said_s = began_s
+            print(f"    {found[0]:,} objects, {found[1]:,} deliveries wait, {_now(site)}", flush=True)
         time.sleep(max(_LOOK_S, _LOOK_SHARE * (time.monotonic() - began_s)))
     raise SystemExit(f"{bucket} has not come to rest: {found}")
 
@@ -190,26 +226,52 @@ def _journal(site: Daemon) -> Path:
     return site.root / ".fsrepl-site" / "journal.db"
 
 
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """Of all processes of the daemon together. resident_bytes counts a page once for each process that has it,
+    proportional_bytes once in all. Source: proc_pid_smaps(5), smaps_rollup."""
+
+    resident_bytes: int = 0
+    proportional_bytes: int = 0
+    descriptors: int = 0
+    threads: int = 0
+
+    def most(self, other: _Use) -> _Use:
+        return _Use(*map(max, astuple(self), astuple(other)))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.resident_bytes / 2**20:4.0f} MiB resident, {self.proportional_bytes / 2**20:4.0f} proportional; "
+            f"{self.descriptors} descriptors, {self.threads} threads"
+        )
+
+
+def _now(site: Daemon) -> _Use:
+    resident_kib = proportional_kib = descriptors = threads = 0
+    for pid in site.processes():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            at = Path(f"/proc/{pid}")
+            kib = dict(re.findall(r"^(Rss|Pss): +(\d+) kB$", (at / "smaps_rollup").read_text(), re.MULTILINE))
+            resident_kib += int(kib["Rss"])
+            proportional_kib += int(kib["Pss"])
+            descriptors += len(os.listdir(at / "fd"))
+            threads += len(os.listdir(at / "task"))
+    return _Use(resident_kib * 1024, proportional_kib * 1024, descriptors, threads)
+
+
 @contextlib.contextmanager
 def _measured(site: Daemon, what: str) -> Iterator[None]:
-    """Print what a step took: seconds, the daemon's CPU seconds, and the most of memory, descriptors and threads."""
-    most: dict[str, int] = {}
+    """Print what a step took: seconds, CPU seconds, and the most of memory, descriptors and threads of all processes of
+    the daemon together, by looks once a second."""
+    most = _Use()
     end = threading.Event()
 
     def look() -> None:
-        while not end.wait(0.2):
+        nonlocal most
+        while not end.wait(_SAMPLE_S):
             with contextlib.suppress(OSError):
-                at = Path(f"/proc/{site.process.pid}")
-                status = dict(line.split(":", 1) for line in (at / "status").read_text().splitlines())
-                now = {
-                    "KiB": sum(_resident_kib(each) for each in _processes(site.process.pid)),
-                    "descriptors": len(os.listdir(at / "fd")),
-                    "threads": int(status["Threads"]),
-                }
-                for name, value in now.items():
-                    most[name] = max(most.get(name, 0), value)
+                most = most.most(_now(site))
 
-    Path(f"/proc/{site.process.pid}/clear_refs").write_text("5")  # VmHWM begins anew
     thread = threading.Thread(target=look)
     thread.start()
     began, cpu_s = time.monotonic(), site.cpu_s()
@@ -219,25 +281,4 @@ def _measured(site: Daemon, what: str) -> Iterator[None]:
         wall_s, cpu_s = time.monotonic() - began, site.cpu_s() - cpu_s
         end.set()
         thread.join()
-    print(
-        f"  {what:42} {wall_s:7.1f} s {cpu_s:7.1f} CPU s   {site.peak_bytes() / 2**20:4.0f} MiB the daemon, "
-        f"{most.get('KiB', 0) / 1024:4.0f} with commands; {most.get('descriptors', 0)} descriptors, "
-        f"{most.get('threads', 0)} threads",
-        flush=True,
-    )
-
-
-def _processes(daemon: int) -> list[int]:
-    """The daemon, and the commands that this process runs."""
-    found = [daemon]
-    for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):
-            found += map(int, Path(f"/proc/self/task/{thread}/children").read_text().split())
-    return list(dict.fromkeys(found))
-
-
-def _resident_kib(pid: int) -> int:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
-    return 0
+    print(f"  {what:42} {wall_s:7.1f} s {cpu_s:7.1f} CPU s   {most.most(_now(site))}", flush=True)
