@@ -9,7 +9,8 @@ from fsrepl.model import keys
 from fsrepl.model.version import Status, Version
 
 _PENDING_S = 1.5
-_BUSY_S, _BUSY_MAX = 15.0, 16_384
+_BUSY_S, BUSY_MAX = 15.0, 16_384
+"""For how long labels wait while there is other work, and how many views at most: some 16 MB."""
 _BATCH = 256
 REMEMBERED_MAX = 16_384
 """The most views that are remembered to have the label of a pending version. They take some 4 MB; the million of a
@@ -74,13 +75,14 @@ class LabelQueue:
         since_s = min(
             self._settled_since_s if self._settled else now_s, self._pending_since_s if self._pending else now_s
         )
-        return now_s - since_s > _BUSY_S or len(self) > _BUSY_MAX
+        return now_s - since_s > _BUSY_S or len(self) > BUSY_MAX
 
     def take(self, now_s: float, *, everything: bool = False) -> list[tuple[Version, bool]]:
         """Some versions to label now; and whether the view is remembered to have been labelled before, so that only its
-        status is new. They count as in hand until done() is called.
+        status is new. They count as in hand until done() is called. All above BUSY_MAX are among them, so that no burst
+        makes more wait, however long it is.
         """
-        most = len(self) if everything else _BATCH
+        most = len(self) if everything else max(_BATCH, len(self) - BUSY_MAX)
         settled, pending = list(itertools.islice(self._settled, most)), list[bytes]()
         if everything or now_s >= self._pending_since_s + _PENDING_S:
             pending = list(itertools.islice(self._pending, most - len(settled)))

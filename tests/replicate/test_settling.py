@@ -123,3 +123,25 @@ def test_views_that_tell_of_a_pending_version_are_remembered_up_to_a_number(monk
     for version in settled:
         labels.add(version, late_s)
     assert labels.take(late_s) == [(version, version in settled[-2:]) for version in settled]
+
+
+@pytest.mark.parametrize("is_pending", [False, True])
+def test_the_views_that_wait_for_labels_are_bounded_while_a_burst_goes_on(
+    monkeypatch: pytest.MonkeyPatch, is_pending: bool
+) -> None:
+    """A million new files in one directory: a turn of the loop may capture more of them than it labels in any case."""
+    busy_max, each_turn, turns = 1000, 700, 20
+    monkeypatch.setattr(label_queue, "BUSY_MAX", busy_max)
+    labels = LabelQueue()
+    deliveries = {DESTINATION: DeliveryRecord("rule", Status.PENDING)} if is_pending else {}
+    longest = labelled = 0
+    for turn in range(turns):
+        now_s = 2.0 * turn
+        for number in range(turn * each_turn, (turn + 1) * each_turn):
+            labels.add(Version(b"k%d" % number, f"{number:026}", 1, deliveries=deliveries), now_s)
+        longest = max(longest, len(labels))
+        if labels.is_overdue(now_s):
+            labelled += len(labels.take(now_s))
+            labels.done()
+    assert busy_max < longest <= busy_max + each_turn
+    assert labelled + len(labels) == turns * each_turn
