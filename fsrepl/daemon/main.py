@@ -7,7 +7,6 @@ readiness, signals, the control socket, the barrier of `fsrepl wait`, and the wa
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import resource
@@ -22,7 +21,7 @@ from functools import partial
 from msgspec import Struct
 
 from fsrepl.capture.watch import open_watcher
-from fsrepl.daemon import control, exporter, live, metrics, requests, samples, systemd
+from fsrepl.daemon import control, exporter, live, memory, metrics, requests, samples, systemd
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.exporter import Exporter
 from fsrepl.daemon.hooks import Hooks
@@ -55,8 +54,6 @@ _TELL_S = 10.0
 _SWITCH_S = 0.001
 """Seconds that a busy thread keeps others waiting: the thread that reads events must never wait long."""
 _STAGER = "fsrepl.daemon.stager_process:main"
-_GARBAGE_LOOK = 10_000
-"""After so many new objects that could be in cycles the youngest ones are looked through for garbage."""
 
 
 class Commands(Struct, frozen=True):
@@ -118,10 +115,7 @@ def prepare_process() -> None:
     os.umask(0o077)
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # the signal of a broken lease
     sys.setswitchinterval(_SWITCH_S)
-    # What the program is made of is never garbage, and batches of small values leave next to none in cycles: looking
-    # for it after each 700 new ones took a twentieth of a burst.
-    gc.freeze()
-    gc.set_threshold(_GARBAGE_LOOK)
+    memory.prepare()
 
 
 def _raise_file_limit() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import fsrepl.capture.in_stager as captures
 import fsrepl.replicate.in_stager as replicas
+from fsrepl.daemon import memory
 from fsrepl.errors import FsreplError
 from fsrepl.region import stager
 from fsrepl.region.recent import Contents
@@ -27,8 +27,6 @@ ORDERS: Mapping[str, Callable[[bytes, Sequence[OpenBucket], Contents], bytes]] =
     captures.STAGE: captures.carry_out_stage,
     replicas.STAGE: replicas.carry_out_stage,
 }
-_GARBAGE_LOOK = 10_000
-"""As the daemon's: see daemon/main.py."""
 
 
 def main(fd: int) -> None:
@@ -37,8 +35,7 @@ def main(fd: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGIO):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
-    gc.freeze()
-    gc.set_threshold(_GARBAGE_LOOK)
+    memory.prepare()
     fs, held = Fs(), Contents(captures.HELD_BYTES)
     with contextlib.suppress(EOFError, OSError), socket.socket(fileno=fd) as connection:
         stager.send_frame(connection, stager.READY)
