@@ -107,7 +107,7 @@ def kind_of(posix: Posix) -> Kind:
     return Kind.LINK if stat.S_ISLNK(posix.mode) else Kind.FILE
 
 
-class Posix(Struct, frozen=True):
+class Posix(Struct, frozen=True, array_like=True):
     """Metadata of an object that its inode holds. The ACLs are raw attributes; only a directory has a default ACL.
 
     mode: see recorded_mode. mtime_ns is 0 for a directory, since it changes with each entry.
@@ -136,7 +136,7 @@ class Rights(Struct, frozen=True):
     default_acl: bytes | None = None
 
 
-class Shortfall(Struct, frozen=True):
+class Shortfall(Struct, frozen=True, array_like=True):
     """Metadata of a version that its view could not take, so that the difference is no edit.
 
     posix: the file's values where its owner, ACL or time could not be set; None: the version's own. lacks: names of the
@@ -164,7 +164,7 @@ class Form(enum.StrEnum):
     """Compressed, and to be restored before it is read."""
 
 
-class Place(Struct, frozen=True):
+class Place(Struct, frozen=True, array_like=True):
     """Where a version's content lies that is not in its bucket's store: in a tier of its region, under a token.
 
     tier: the storage class whose directory holds the content; that of the version, or of the move before.
@@ -189,7 +189,7 @@ class Place(Struct, frozen=True):
         return self.form is not Form.PLAIN
 
 
-class DeliveryRecord(Struct, frozen=True):
+class DeliveryRecord(Struct, frozen=True, array_like=True):
     """The state of a version's delivery to one destination, with the winning rule's settings at its creation."""
 
     rule: str
@@ -219,7 +219,7 @@ TAKEN_OPEN, TAKEN_CHANGING = "open", "changing"
 """A program had the file open for writing; or it changed while it was captured, since it never stopped to."""
 
 
-class Version(Struct, frozen=True, gc=False):
+class Version(Struct, frozen=True, gc=False, array_like=True):
     """One version of a key, or one marker. Content never changes; metadata and deliveries may.
 
     A replica has the values of its source, except origin, source, place and deliveries, and except storage_class and

@@ -1,9 +1,10 @@
 """The stager: a child process that works on files while the daemon decides, so that two processors are used.
 
-It gets orders for many files at once: to read and copy changed files, or to write staged ones. An order is a value that
-needs none of the daemon's state. The stager decides nothing, and changes nothing but .fsrepl/tmp. The daemon itself
-does all that the stager did not do, so that a stager that cannot be started, ends or hangs makes work slower, and no
-more.
+It gets orders for many files at once: to read and copy changed files, to write staged ones, and to record on stored
+versions and their views what was delivered. An order is a value that needs none of the daemon's state. The stager
+decides nothing, and changes nothing but .fsrepl/tmp and the attributes that an order names. The daemon itself does all
+that the stager did not do, so that a stager that cannot be started, ends or hangs makes work slower, and no more: what
+both have done is as if it was done once.
 
 Each order comes with descriptors of the buckets that it is about, which the stager closes before it answers. So it
 holds none while it is idle. It is started for the first large batch, and ends after _IDLE_S without an order, or with
@@ -54,6 +55,9 @@ _LOOK_S = 0.5
 _AGAIN_S, _AGAIN_MAX_S = 1.0, 60.0
 """How long a stager that ended by itself is not started again; longer each time."""
 _PACE_MIN, _PACE_MAX = 64, 512
+_BUFFER_BYTES = 1 << 20
+"""Room for orders that wait behind others: a region that gives one does not stand still until it is read. An order has
+some 200 bytes a file. Source: socket(7), SO_SNDBUF; a kernel gives what it allows."""
 _LENGTH = 4
 READY = b"ready"
 
@@ -237,6 +241,7 @@ class _Child:
         self.why_ended = ""
         self._unanswered: deque[Pending] = deque()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_PATIENCE_S), 0))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         self._reader = threading.Thread(target=self._read, name="stager", daemon=True)
         self._reader.start()
 
