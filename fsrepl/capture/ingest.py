@@ -375,7 +375,7 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
     engine.recent.put_all(bucket.address, [_written(new) for new in published])
     # the views are their users' now, whatever they waited for
     stale.mark_all_fresh(region, state, bucket, [new.version.key for new in published])
-    for new in published:
+    for new, (_, view) in zip(published, shown, strict=True):
         if new.change.key in state.captures.faults:
             del state.captures.faults[new.change.key]
         if new.taken and new.taken.is_placed:  # the symlink leads to the content of another version
@@ -384,7 +384,7 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
             if new.taken.destroyed is not None:
                 hardlinks.forget_restored(region, bucket, new.taken.destroyed)
         elif new.taken:
-            state.labels.add(new.version, now_s)
+            state.labels.add(new.version, now_s, view)
         else:
             state.labels.drop(new.version.key)
             stale.retry_blocked(region, state)

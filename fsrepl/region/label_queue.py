@@ -7,6 +7,7 @@ from collections import OrderedDict
 
 from fsrepl.model import keys
 from fsrepl.model.version import Status, Version
+from fsrepl.model.view import View
 
 _PENDING_S = 1.5
 _BUSY_S, BUSY_MAX = 15.0, 16_384
@@ -23,19 +24,28 @@ class LabelQueue:
     def __init__(self) -> None:
         self._settled: dict[bytes, Version] = {}
         self._pending: dict[bytes, Version] = {}
+        self._captured: dict[bytes, View] = {}
+        """Pending views as they were when their version was captured, which nothing has changed since."""
         self._settled_since_s = self._pending_since_s = 0.0
         self._labelled_pending: OrderedDict[bytes, str] = OrderedDict()
         """Key to version id of the last views that were labelled while their version was pending."""
         self._in_hand: frozenset[bytes] = frozenset()
 
-    def add(self, version: Version, now_s: float) -> None:
-        """Queue a view to be labelled with this version, in its present state. A directory gets no label."""
+    def add(self, version: Version, now_s: float, captured: View | None = None) -> None:
+        """Queue a view to be labelled with this version, in its present state. A directory gets no label.
+
+        captured: the view, where the version was just made of it.
+        """
         if keys.is_directory(version.key):
             return
+        if version.key in self._captured:
+            del self._captured[version.key]
         if version.deliveries and version.status is Status.PENDING:
             if not self._pending:
                 self._pending_since_s = now_s
             self._pending[version.key] = version
+            if captured is not None:
+                self._captured[version.key] = captured
         else:
             if not self._settled:
                 self._settled_since_s = now_s
@@ -51,8 +61,13 @@ class LabelQueue:
 
     def drop(self, key: bytes) -> None:
         """Drop a key whose view is gone."""
-        for known in (self._settled, self._pending, self._labelled_pending):
+        for known in (self._settled, self._pending, self._captured, self._labelled_pending):
             known.pop(key, None)
+
+    def captured(self, version: Version) -> View | None:
+        """The view that a version was made of, where its first label is still to be written; else None."""
+        pending = self._pending.get(version.key)
+        return self._captured.get(version.key) if pending is not None and pending.id == version.id else None
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._settled or key in self._pending
@@ -93,6 +108,8 @@ class LabelQueue:
             out.append((version, self._labelled_pending.pop(key, None) == version.id))
         for key in pending:
             version = self._pending.pop(key)
+            if key in self._captured:
+                del self._captured[key]
             out.append((version, self._labelled_pending.get(key) == version.id))
             self._labelled_pending[key] = version.id
         while len(self._labelled_pending) > REMEMBERED_MAX:

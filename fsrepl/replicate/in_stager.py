@@ -1,8 +1,8 @@
-"""Replicas in the stager: it writes, reads back and compares them. See region/stager.py.
+"""Deliveries in the stager: it writes, reads back and compares replicas, and records outcomes. See region/stager.py.
 
 It takes small files alone, from bucket to bucket of this machine. Their contents are mostly in its memory, since it has
 just read them for their capture; else it reads the stored versions. Every error is left to the daemon, which stages
-that replica itself.
+that replica, or records that outcome, itself.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fsrepl.model.version import Kind, Shortfall, Version
+from fsrepl.model.view import View
 from fsrepl.region.recent import Contents
-from fsrepl.region.stager import Stager, is_text
+from fsrepl.region.stager import Pending, Stager, is_text
 from fsrepl.replicate import transfer
 from fsrepl.replicate.draft import NewFile, StagedReplica
 from fsrepl.replicate.sending import StoredContent
-from fsrepl.storage import sharing, versions
+from fsrepl.storage import records, sharing, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.hashing import SMALL_BYTES
+from fsrepl.views import view_attributes
 
-STAGE = "stage replicas"
+STAGE, RECORD = "stage replicas", "record outcomes"
 
 
 class Stage(Struct, frozen=True, array_like=True):
@@ -42,6 +44,29 @@ class Staged(Struct, frozen=True, array_like=True):
     sidecar: bool
     view: bytes
     shortfall: Shortfall | None
+
+
+class Settled(Struct, frozen=True, array_like=True):
+    """A version as its deliveries are to be recorded on its stored file, whose record is plain: see recent.Written.
+
+    view: then it gets the labels of that version, while it looks so; None: it gets none.
+    """
+
+    version: Version
+    view: View | None
+
+
+class Record(Struct, frozen=True, array_like=True):
+    """To record outcomes at their source."""
+
+    settled: list[Settled]
+
+
+class Recorded(Struct, frozen=True, array_like=True):
+    """The result for one outcome. view: as it looks with its labels; None where it has not got them."""
+
+    is_recorded: bool
+    view: View | None
 
 
 # -- the daemon's side
@@ -82,7 +107,23 @@ def _replica(replica: Version, staged: Staged) -> StagedReplica:
     return StagedReplica(versions.Staged(replica, staged.name, staged.sidecar), staged.view)
 
 
+def record(stager: Stager | None, bucket: OpenBucket, settled: Sequence[Settled]) -> list[Recorded]:
+    """Have outcomes recorded, if they are so many that it is worth it; for each what became of it."""
+    orders: list[tuple[Sequence[Settled], Pending | None]] = []
+    for at in range(0, len(settled), _SETTLED_MAX) if stager is not None and stager.is_wanted(len(settled)) else ():
+        some = settled[at : at + _SETTLED_MAX]
+        orders.append((some, stager.begin(RECORD, Record(list(some)), [bucket], len(settled)) if stager else None))
+    recorded: list[Recorded] = []
+    for some, pending in orders:
+        answer = pending.result() if pending is not None else None
+        recorded += [_NOT_RECORDED] * len(some) if answer is None else _recorded.decode(answer)
+    return recorded or [_NOT_RECORDED] * len(settled)
+
+
+_SETTLED_MAX = 512
+_NOT_RECORDED = Recorded(is_recorded=False, view=None)
 _answers = msgspec.msgpack.Decoder(list[Staged | None])
+_recorded = msgspec.msgpack.Decoder(list[Recorded])
 
 
 # -- the stager's side
@@ -117,4 +158,24 @@ def _stage(
     return Staged(stored.name, stored.sidecar, staged.view, None if shortfall == replica.shortfall else shortfall)
 
 
+def carry_out_record(order: bytes, buckets: Sequence[OpenBucket], held: Contents) -> bytes:
+    """See Record: for each outcome what became of it."""
+    (bucket,) = buckets
+    return msgspec.msgpack.encode([_record(bucket, each) for each in _record_orders.decode(order).settled])
+
+
+def _record(bucket: OpenBucket, settled: Settled) -> Recorded:
+    version, view = settled.version, settled.view
+    try:
+        if not records.write_deliveries_in_place(bucket, version):
+            return _NOT_RECORDED
+    except Exception:  # the daemon tries again, and deals with what it meets
+        return _NOT_RECORDED
+    try:
+        return Recorded(True, view_attributes.label_view(bucket, version, view) if view is not None else None)
+    except Exception:
+        return Recorded(is_recorded=True, view=None)
+
+
 _orders = msgspec.msgpack.Decoder(Stage)
+_record_orders = msgspec.msgpack.Decoder(Record)

@@ -19,6 +19,7 @@ from fsrepl.errors import UNEXPECTED, BucketMissing, FsreplError, StoreDamaged, 
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.address import region_of
 from fsrepl.model.version import DeliveryRecord, Result, Status, Version
+from fsrepl.model.view import View
 from fsrepl.region import deliveries
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.mailbox import Acknowledged
@@ -26,7 +27,8 @@ from fsrepl.region.recent import Written
 from fsrepl.region.region import Region
 from fsrepl.region.reporter import result_of, rules_of
 from fsrepl.region.runtime import Runtime
-from fsrepl.replicate import decide, thresholds
+from fsrepl.region.stager import is_text
+from fsrepl.replicate import decide, in_stager, thresholds
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery, Outcome, delivery_of
@@ -225,8 +227,13 @@ def write(engine: Runtime, state: BucketState, bucket: OpenBucket, settlement: S
     """Write a settlement: first the records, then the journal."""
     address, now_s = bucket.address, time.monotonic()
     written: list[Written] = []
+    labelled: list[tuple[bytes, View, View]] = []
+    recorded = _recorded_together(engine, state, bucket, settlement.changed)
     try:
-        for version in settlement.changed.values():
+        for at, version in settlement.changed.items():
+            if at in recorded:
+                written.append(Written(version, is_plain=True))
+                continue
             try:
                 is_plain = records.write_deliveries(bucket, version, plain=engine.recent.is_plain(address, version))
             except FileNotFoundError:
@@ -234,10 +241,15 @@ def write(engine: Runtime, state: BucketState, bucket: OpenBucket, settlement: S
             written.append(Written(version, is_plain=is_plain))
     finally:  # also what was written before an error
         engine.recent.put_all(address, written)
-        for each in written:
-            if not each.version.marker:
-                state.labels.add(each.version, now_s)
+        for version in (each.version for each in written):
+            views = recorded.get((version.key, version.id)) if recorded else None
+            if views is not None and views[0] is not None and views[1] is not None:
+                labelled.append((version.key, views[0], views[1]))
+                state.labels.drop(version.key)
+            elif not version.marker:
+                state.labels.add(version, now_s)
     with engine.journal.transaction():
+        engine.journal.views.see_changed(address, labelled)
         engine.journal.deliveries.put_all(address, [*settlement.confirmed, *settlement.changed.values()])
         for delivery in settlement.gone:
             engine.journal.deliveries.drop(delivery)
@@ -245,6 +257,25 @@ def write(engine: Runtime, state: BucketState, bucket: OpenBucket, settlement: S
             if outcome.crossed_bytes is not None:  # of large objects alone
                 to = delivery.destination, delivery.rule
                 engine.journal.add_crossed(address, *to, delivery.size, outcome.crossed_bytes)
+
+
+def _recorded_together(
+    engine: Runtime, state: BucketState, bucket: OpenBucket, changed: Mapping[tuple[bytes, str], Version]
+) -> dict[tuple[bytes, str], tuple[View | None, View | None]]:
+    """The versions whose deliveries the stager has recorded, each with its view before and after it was labelled."""
+    if engine.stager is None or not engine.stager.is_wanted(len(changed)):
+        return {}
+    settled = {
+        at: in_stager.Settled(version, None if version.status is Status.PENDING else state.labels.captured(version))
+        for at, version in changed.items()
+        if version.deliveries
+        and engine.recent.is_plain(bucket.address, version)
+        and is_text(version.attrs, version.tags)
+    }
+    found = in_stager.record(engine.stager, bucket, list(settled.values()))
+    return {
+        at: (each.view, done.view) for (at, each), done in zip(settled.items(), found, strict=True) if done.is_recorded
+    }
 
 
 def _stop_copying(engine: Runtime, results: Sequence[Result]) -> None:

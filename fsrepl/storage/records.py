@@ -177,9 +177,9 @@ def write_deliveries(bucket: OpenBucket, version: Version, *, plain: bool = Fals
     plain: the record is known to be attributes of its file, writable only by the daemon; the result says whether it
     still is.
     """
-    deliveries = attributes.encode_deliveries(version) if version.deliveries else None
-    if plain and deliveries and _write_in_place(bucket, version, {attributes.DELIVERIES: deliveries}):
+    if plain and version.deliveries and write_deliveries_in_place(bucket, version):
         return True
+    deliveries = attributes.encode_deliveries(version) if version.deliveries else None
     with _opened(bucket, version) as file:
         seen = file.look()
         fields = {name: value for name, value in seen.fields.items() if name != attributes.DELIVERIES}
@@ -190,8 +190,10 @@ def write_deliveries(bucket: OpenBucket, version: Version, *, plain: bool = Fals
         return record_homes.write(file, seen, fields) is Home.ATTRIBUTES
 
 
-def _write_in_place(bucket: OpenBucket, version: Version, values: Mapping[str, bytes]) -> bool:
-    """Set attributes of a stored file that has no other name; whether it has none, and took them all."""
+def write_deliveries_in_place(bucket: OpenBucket, version: Version) -> bool:
+    """Record the deliveries of a stored version whose record is plain, see write_deliveries; whether its file took
+    them, and has no other name."""
+    values = {attributes.DELIVERIES: attributes.encode_deliveries(version)}
     fd = open_file(bucket, *bucket.stored_file(version.key, version.id, marker=version.marker))
     try:
         return bucket.fs.stat_fd(fd).st_nlink == 1 and not record_homes.put_values(bucket, fd, values)

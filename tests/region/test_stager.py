@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from fsrepl.capture import in_stager as captures
-from fsrepl.model.version import Status
-from fsrepl.region import stager
+from fsrepl.capture import ingest
+from fsrepl.model.version import Status, Version
+from fsrepl.model.view import View
+from fsrepl.region import label_queue, stager
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.region import Region
 from fsrepl.region.stager import Pending, Stager
+from fsrepl.replicate import deliver, group
 from fsrepl.replicate import in_stager as replicas
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.views import labels, view_attributes
 from tests.hosts import FarWorld
 from tests.stagers import StagerHere, real
 from tests.waiting import until
 from tests.world import DESTINATION, SOURCE, World
 
 FILES = 40
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step has time for all files: a slow machine would divide them into batches that are not worth an order."""
+    for module in (ingest, group, deliver):
+        monkeypatch.setattr(module, "STEP_S", 60.0)
 
 
 def fill(world: World, number: int = FILES, folder: str = "d") -> dict[str, bytes]:
@@ -58,7 +73,7 @@ def test_a_burst_is_read_and_staged_by_the_stager(tmp_path: Path) -> None:
         answers = note_answers(found)
         made = fill(world)
         world.settle()
-        assert answers == {captures.READ, captures.STAGE, replicas.STAGE}
+        assert answers == {captures.READ, captures.STAGE, replicas.STAGE, replicas.RECORD}
         check(world, made)
 
 
@@ -123,7 +138,79 @@ def test_new_contents_of_known_files_are_read_by_the_stager(tmp_path: Path) -> N
         assert {number[f"d/{i:03}"] for i in range(1, FILES, 2)} == {1}
 
 
-@pytest.mark.parametrize("what", [captures.READ, captures.STAGE, replicas.STAGE])
+def test_views_are_labelled_as_their_outcomes_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 2: each view gets its labels once, with the outcome, and the daemon looks at none of them again."""
+    monkeypatch.setattr(label_queue, "_PENDING_S", 60.0)
+    with World(tmp_path) as world:
+        world.engine.stager = StagerHere(world.engine.fs)
+        made = fill(world, folder="sub/d")
+        names = [key for key in made if not key.endswith(("/large", "/001"))]  # the daemon does all for these two
+        labelled, label_view = list[bytes](), view_attributes.label_view
+
+        def noting(bucket: OpenBucket, version: Version, *rest: object, **more: bool) -> View | None:
+            labelled.append(version.key)
+            return label_view(bucket, version, *rest, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(view_attributes, "label_view", noting)
+        late, label_later = set[bytes](), labels._label_views
+
+        def label_views(region: Region, state: BucketState, due: Sequence[tuple[Version, bool]]) -> None:
+            late.update(version.key for version, _ in due)
+            label_later(region, state, due)
+
+        monkeypatch.setattr(labels, "_label_views", label_views)
+        world.settle()
+        assert sorted(labelled) == sorted(key.encode() for key in made)
+        assert late.isdisjoint(name.encode() for name in names)
+        for key in names:
+            assert os.getxattr(world.path(key), "user.fsrepl.replication-status") == b"COMPLETED"
+            version = world.current(key)
+            assert os.getxattr(world.path(key), "user.fsrepl.version-id") == version.id.encode()
+            known = world.engine.journal.versions.object(SOURCE, key.encode())
+            assert known is not None
+            assert known.view is not None
+            assert known.view.is_same(world.path(key).stat())
+        check(world, made)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_change_beside_the_recording_of_an_outcome_is_captured(tmp_path: Path, *, is_late: bool) -> None:
+    """G1, G6: a save, an edit, a removal and a rename, just before or just after the stager labels the view."""
+    with World(tmp_path) as world:
+        here = world.engine.stager = StagerHere(world.engine.fs)
+        made = fill(world)
+        begin, changed = here.begin, list[str]()
+
+        def change() -> None:
+            changed.append("now")
+            world.write("d/010", b"changed")
+            world.path("d/011").chmod(0o640)
+            world.unlink("d/012")
+            world.path("d/013").rename(world.path("d/other"))
+
+        def changing(what: str, *rest: object) -> Pending | None:
+            is_first = what == replicas.RECORD and not changed
+            if is_first and not is_late:
+                change()
+            pending = begin(what, *rest)  # type: ignore[arg-type]
+            if is_first and is_late:
+                change()
+            return pending
+
+        here.begin = changing  # type: ignore[method-assign]
+        world.settle()
+        assert changed
+        made |= {"d/010": b"changed", "d/other": made["d/013"]}
+        del made["d/012"], made["d/013"]
+        world.settle()
+        assert world.tree(SOURCE) == world.tree(DESTINATION) == made
+        assert [len(world.history(DESTINATION)[key]) for key in (b"d/010", b"d/011", b"d/012")] == [2, 1, 2]
+        assert world.path("d/011", DESTINATION).stat().st_mode & 0o777 == 0o640
+        assert world.statuses() == {Status.COMPLETED}
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("what", [captures.READ, captures.STAGE, replicas.STAGE, replicas.RECORD])
 def test_what_the_stager_does_not_do_the_daemon_does(tmp_path: Path, what: str) -> None:
     """G7: a stager that is lost before it answers, at each of its orders."""
     with World(tmp_path) as world:
@@ -132,7 +219,7 @@ def test_what_the_stager_does_not_do_the_daemon_does(tmp_path: Path, what: str) 
         check(world, fill(world))
 
 
-@pytest.mark.parametrize("what", [captures.READ, captures.STAGE, replicas.STAGE])
+@pytest.mark.parametrize("what", [captures.READ, captures.STAGE, replicas.STAGE, replicas.RECORD])
 def test_a_killed_stager_is_started_again_and_nothing_is_lost_or_doubled(tmp_path: Path, what: str) -> None:
     """G7: kill -9 of the stager, after it got an order; what it left is removed, and the next burst is staged by a new
     one."""
@@ -265,7 +352,7 @@ def test_contents_for_another_machine_are_read_once(tmp_path: Path) -> None:
         for key, data in made.items():
             world.write(key, data)
         world.settle()
-        assert {what for what, _ in here.done} == {captures.READ, captures.STAGE}
+        assert {what for what, _ in here.done} == {captures.READ, captures.STAGE, replicas.RECORD}
         version = world.history(SOURCE)[b"d/000"][0]
         assert world.engine.recent.data(version.digest) == made["d/000"]
         assert world.tree(DESTINATION) == made

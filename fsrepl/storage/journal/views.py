@@ -30,6 +30,19 @@ class Views:
                 [(*seen_columns(view), number, *keys.split(key)) for key, view in rows],
             )
 
+    def see_changed(self, address: str, rows: Iterable[tuple[bytes, View, View]]) -> None:
+        """Record how views look now, each by its key, where they are still recorded as they looked before."""
+        number = self._connection.ids[address]
+        with self._connection.transaction():
+            self._connection.executemany(
+                "UPDATE object SET ino = ?, size = ?, mtime = ?, ctime = ?, mode = ?, racy = ?, shown = ? "
+                "WHERE bucket = ? AND dir = ? AND name = ? AND ino = ? AND ctime = ? AND shown = ?",
+                [
+                    (*seen_columns(view), number, *keys.split(key), column(was.ino), column(was.ctime_ns), was.shown)
+                    for key, was, view in rows
+                ],
+            )
+
     def unshown(self, address: str, limit: int) -> list[bytes]:
         """Keys whose view was not seen to show their current version."""
         rows = self._connection.execute(
