@@ -28,7 +28,7 @@ def run_scrub(engine: Engine, request: RunScrub) -> Document:
 
 
 def pause_scrub(engine: Engine, request: PauseScrub) -> Document:
-    """Pause the scrub, or end the pause. A part that is being read is finished."""
+    """Pause the scrub, or end the pause. What is being read is left at once, and a large version goes on there."""
 
     def change(address: str, found: Scrub) -> Scrub:
         if found.current is not None and request.on:  # what a person asked for ends with the pause
@@ -43,9 +43,12 @@ def _change(engine: Engine, bucket: Address | None, change: Callable[[str, Scrub
         region = engine.region_of(address)
 
         def apply(address: str = address) -> None:
-            save(engine.journal, address, change(address, load(engine.journal, address)))
+            found = change(address, load(engine.journal, address))
+            save(engine.journal, address, found)
             for state in engine.region_of(address).states.values():
                 state.scrub.look_s = 0.0
+                if found.paused and state.bucket.address == address and state.scrub.progress is not None:
+                    state.scrub.progress.stop = True
 
         region.ask(apply)
         region.wake()

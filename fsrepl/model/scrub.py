@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -16,7 +17,9 @@ from fsrepl.model import clock, json_text
 from fsrepl.model.keys import Document
 
 BATCH_BYTES = 64 << 20
-"""About so much is read at a time."""
+"""About so much is read at a time. A larger version is read in parts of this size."""
+_ASKED_PARTS = 16
+"""The parts are so many times as large where a person asked for the pass: no pause is between them."""
 
 Position = tuple[bytes, bytes, int, str]
 """A version in the order of the journal: directory, name, creation time in nanoseconds, id."""
@@ -26,7 +29,7 @@ class Pass(Struct, frozen=True):
     """One pass through the stored versions of a bucket, under way.
 
     size: the bytes that are stored, as last counted. last: the version that was read last. asked: a person wants it
-    done now.
+    done now. inside: the large version that is being read, and up to where.
     """
 
     began_ns: int
@@ -36,6 +39,16 @@ class Pass(Struct, frozen=True):
     bytes: int = 0
     damaged: int = 0
     asked: bool = False
+    inside: tuple[Position, int] | None = None
+
+    def read_of(self, at: Position) -> int:
+        """Up to where a version was read already, in bytes."""
+        return self.inside[1] if self.inside is not None and self.inside[0] == at else 0
+
+    @property
+    def part_bytes(self) -> int:
+        """The size of the part of a large version that is read at a time."""
+        return BATCH_BYTES * (_ASKED_PARTS if self.asked else 1)
 
 
 class Result(Struct, frozen=True):
@@ -115,8 +128,10 @@ def encode(scrub: Scrub) -> str:
     now, result = scrub.current, scrub.result
     said: dict[str, object] = {"paused": scrub.paused}
     if now is not None:
-        last = [_text(now.last[0]), _text(now.last[1]), *now.last[2:]] if now.last is not None else None
+        last = _encoded(now.last) if now.last is not None else None
         said["current"] = [now.began_ns, now.size, last, now.checked, now.bytes, now.damaged, now.asked]
+        if now.inside is not None:  # apart, so that earlier builds can read the rest
+            said["inside"] = [_encoded(now.inside[0]), now.inside[1]]
     if result is not None:
         said["result"] = [result.began_ns, result.ended_ns, result.checked, result.bytes, result.damaged]
     return json.dumps(said)
@@ -129,13 +144,17 @@ def decode(text: str) -> Scrub:
         current = None
         if "current" in said:
             began_ns, size, last, *counts = said["current"]
-            if last is not None:
-                last = (base64.b64decode(last[0]), base64.b64decode(last[1]), int(last[2]), str(last[3]))
-            current = Pass(began_ns, size, last, *counts)
+            inside = (_decoded(said["inside"][0]), int(said["inside"][1])) if "inside" in said else None
+            last = _decoded(last) if last is not None else None
+            current = replace(Pass(began_ns, size, last, *counts), inside=inside)
         return Scrub(current, Result(*said["result"]) if "result" in said else None, bool(said["paused"]))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return Scrub()
 
 
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def _encoded(at: Position) -> list[object]:
+    return [base64.b64encode(at[0]).decode(), base64.b64encode(at[1]).decode(), *at[2:]]
+
+
+def _decoded(said: list[Any]) -> Position:
+    return base64.b64decode(said[0]), base64.b64decode(said[1]), int(said[2]), str(said[3])

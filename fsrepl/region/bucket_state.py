@@ -15,6 +15,7 @@ from fsrepl.region.capture_state import CaptureState
 from fsrepl.region.deletions import Deletions
 from fsrepl.region.label_queue import LabelQueue
 from fsrepl.region.lifecycle_state import LifecycleState
+from fsrepl.region.limits import Progress
 from fsrepl.region.replica_state import ReplicaState
 from fsrepl.region.scan_queue import Scan, Scans, ScanTimes, Trouble, is_below
 from fsrepl.region.view_state import ViewState
@@ -45,6 +46,8 @@ class ScrubState(Struct, eq=False):
 
     is_reading: bool = False
     """A part of the bucket is being read by the scrub."""
+    progress: Progress | None = None
+    """Of the part that the scrub reads, or read last."""
     count_s: float = 0.0
     """Time of the next count of the bytes that the scrub is to read."""
     look_s: float = 0.0

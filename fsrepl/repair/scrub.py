@@ -1,9 +1,10 @@
 """The scrub: stored versions are read from the disk over days, and compared with their hashes.
 
-Each bucket's scrub reads a small part at a time, in a background worker, when its turn has come (model/scrub.py). What
-it finds damaged is repaired like what any step finds (refetch.py). How far it is lies in the journal; where that is
-lost, a pass begins anew. A pass also removes what is not needed any more: block maps without a version, damaged content
-that was kept long enough, unfinished copies that are not continued.
+Each bucket's scrub reads a small part at a time, in a background worker, when its turn has come (model/scrub.py): some
+versions, or a part of a large one (scrub_read.py). What it finds damaged is repaired like what any step finds
+(refetch.py). How far it is lies in the journal; where that is lost, a pass begins anew. A pass also removes what is not
+needed any more: block maps without a version, damaged content that was kept long enough, unfinished copies that are not
+continued.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import keys, scrub
-from fsrepl.model.scrub import Pass, Scrub
+from fsrepl.model.scrub import Pass, Position, Scrub
 from fsrepl.model.version import Version, Versioning
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
+from fsrepl.repair import scrub_read
 from fsrepl.repair.scrub_state import load, save
 from fsrepl.storage import blocks, damaged, hashing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -70,17 +72,19 @@ def _step(region: Region, state: BucketState) -> bool:
     assert found.current is not None
     rows = _next(journal, address, found.current)
     if rows:
-        _read_in_background(region, state, rows)
+        _read_in_background(region, state, rows, found.current)
     elif found.may_end(every_s, now_ns):
         _end(region, state, found)
     return bool(rows)
 
 
 def _next(journal: Journal, address: str, current: Pass) -> list[tuple[Stored, int]]:
-    """The next versions, and their sizes: about one batch of bytes."""
+    """The next versions, and their sizes: about one batch of bytes. A larger one is read in parts, by itself."""
     rows = journal.versions.sizes_after(address, current.last, _ROWS)
     total = 0
     for number, (_, size) in enumerate(rows, start=1):
+        if size > scrub.BATCH_BYTES and number > 1:
+            return rows[: number - 1]
         total += size
         if total >= scrub.BATCH_BYTES:
             return rows[:number]
@@ -91,25 +95,29 @@ def _next(journal: Journal, address: str, current: Pass) -> list[tuple[Stored, i
 
 
 class _Found(Struct):
-    """The findings in a part of a pass."""
+    """The findings in a part of a pass. last: the version that was read last. inside: see Pass."""
 
+    last: Position | None
+    inside: tuple[Position, int] | None = None
     checked: int = 0
     bytes: int = 0
     damaged: list[Damaged] = field(default_factory=list)
 
 
-def _read_in_background(region: Region, state: BucketState, rows: Sequence[tuple[Stored, int]]) -> None:
+def _read_in_background(region: Region, state: BucketState, rows: Sequence[tuple[Stored, int]], current: Pass) -> None:
     engine, address = region.engine, state.bucket.address
     state.scrub.is_reading = True
-    size = sum(size for _, size in rows)
-    progress = limits.Progress(rows[-1][0].key, "", address, address, size, what="scrubbing")
+    progress = state.scrub.progress = _progress(state, rows, current.read_of(rows[0][0].order))
 
     def read() -> _Found:
-        found = _Found()
-        with engine.progress(progress), state.bucket.open() as bucket:
+        found = _Found(current.last)
+        with engine.progress(progress), state.bucket.open() as bucket, contextlib.suppress(scrub_read.Stopped):
             for stored, _ in rows:
                 if not stored.marker:
-                    _check(region, bucket, stored, found, progress)
+                    _check(region, bucket, stored, current, found, progress)
+                if found.inside is not None:
+                    break
+                found.last = stored.order
         return found
 
     def finish(found: _Found | Exception) -> None:
@@ -122,24 +130,42 @@ def _read_in_background(region: Region, state: BucketState, rows: Sequence[tuple
             log.error('scrub found damage bucket=%s key="%s" version=%s', address, keys.shown(each.key), each.id)
         state.damaged += found.damaged
         before = load(engine.journal, address)
-        if (current := before.current) is not None:  # else somebody began anew
-            current = replace(
-                current, last=rows[-1][0].order, checked=current.checked + found.checked,
-                bytes=current.bytes + found.bytes, damaged=current.damaged + len(found.damaged),
+        if (now := before.current) is not None:  # else somebody began anew
+            now = replace(
+                now, last=found.last, inside=found.inside, checked=now.checked + found.checked,
+                bytes=now.bytes + found.bytes, damaged=now.damaged + len(found.damaged),
             )  # fmt: skip
-            save(engine.journal, address, replace(before, current=current))
+            save(engine.journal, address, replace(before, current=now))
 
+    size = sum(size for _, size in rows)
     region.in_background(read, finish, pool=("scrub", region.name), whose=address, size_bytes=size)
 
 
-def _check(region: Region, bucket: OpenBucket, stored: Stored, found: _Found, progress: limits.Progress) -> None:
-    """Read one version. What is gone, or in a tier that is away, is passed over."""
+def _progress(state: BucketState, rows: Sequence[tuple[Stored, int]], begin: int) -> limits.Progress:
+    """The progress of a part; that of the part before, where the same version is read on without a pause."""
+    before, key, address = state.scrub.progress, rows[-1][0].key, state.bucket.address
+    if before is not None and begin and (before.key, before.bytes_done) == (key, begin) and not before.stop:
+        return before
+    size = sum(size for _, size in rows)
+    return limits.Progress(key, "", address, address, size, begin, what="scrubbing")
+
+
+def _check(
+    region: Region, bucket: OpenBucket, stored: Stored, current: Pass, found: _Found, progress: limits.Progress
+) -> None:
+    """Read one version, or a part of it. What is gone, or in a tier that is away, is passed over. Raises Stopped."""
     at = Damaged(bucket.address, stored.key, stored.id)
     try:
         version = versions.read(bucket, stored.key, stored.id, marker=False)
         if version is None:
             return
-        is_whole = not versions.has_lost_record(version) and _matches(region, bucket, version, found, progress)
+        is_whole = not versions.has_lost_record(version)
+        if is_whole:
+            result = _read(region, bucket, stored, version, current, found, progress)
+            if not result.is_complete:
+                found.inside = stored.order, result.upto
+                return
+            is_whole = result.matches
     except FileNotFoundError:
         return
     except StoreDamaged:
@@ -155,24 +181,31 @@ def _check(region: Region, bucket: OpenBucket, stored: Stored, found: _Found, pr
         found.damaged.append(at)
 
 
-def _matches(region: Region, bucket: OpenBucket, version: Version, found: _Found, progress: limits.Progress) -> bool:
-    limiter, before = region.engine.scrub_limiter, found.bytes
-    fd = versions.open_stored(bucket, version)
+def _read(
+    region: Region, bucket: OpenBucket, stored: Stored, version: Version, current: Pass, found: _Found,
+    progress: limits.Progress,
+) -> scrub_read.Read:  # fmt: skip
+    limiter, begin = region.engine.scrub_limiter, current.read_of(stored.order)
+    before, earlier = found.bytes, progress.bytes_done
 
-    def told(done: int) -> None:
-        limiter.sent(before + done - found.bytes)
-        found.bytes = before + done
-        progress.came_to(found.bytes)
+    def told(done: int, count: int) -> bool:
+        found.bytes = before + max(0, done - begin)
+        progress.came_to(earlier - begin + done)
+        limiter.sent(count)
         progress.pause(limiter)
+        return not (progress.stop or bucket.fs.interrupted)
 
+    fd = versions.open_stored(bucket, version)
     try:
-        size = bucket.fs.stat_fd(fd).st_size
-        matches = versions.stored_digest(bucket, version, fd, told) == version.digest
+        result = scrub_read.read(bucket, version, fd, begin, current.part_bytes, told)
+    except scrub_read.Stopped:
+        found.bytes = before
+        raise
     finally:
         bucket.fs.close(fd)
-    if matches and size >= hashing.SMALL_BYTES:
+    if result.matches and result.is_complete and result.size >= hashing.SMALL_BYTES:
         blocks.note_used(bucket, version.digest, time.time_ns())
-    return matches
+    return result
 
 
 # -- the end of a pass

@@ -62,12 +62,14 @@ def test_what_a_person_asks_for_is_read_at_once() -> None:
     assert not Scrub().begun(NOW_NS, 10).may_end(0, ns(30))
 
 
+POSITIONS = st.tuples(st.binary(), st.binary(), st.integers(0, 1 << 62), st.text())
 PASSES = st.builds(
     Pass,
     st.integers(0, 1 << 62),
     st.integers(0, 1 << 62),
-    st.none() | st.tuples(st.binary(), st.binary(), st.integers(0, 1 << 62), st.text()),
+    st.none() | POSITIONS,
     asked=st.booleans(),
+    inside=st.none() | st.tuples(POSITIONS, st.integers(0, 1 << 62)),
 )
 RESULTS = st.builds(Result, *[st.integers(0, 1 << 62)] * 5)
 
