@@ -107,8 +107,8 @@ class RemoteBucket:
             ) from error
 
     def create(self) -> None:
-        region = self.client.settings.s3_region
-        where = {} if region in ("", "us-east-1") else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        region = self.client.settings.signing_region
+        where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
         self._call("create_bucket", **where)
 
     def set_versioning(self, wanted: Versioning) -> Versioning:

@@ -155,7 +155,7 @@ class Client:
         )
         try:
             client = session.create_client(
-                "s3", region_name=settings.s3_region or None, endpoint_url=settings.url, config=config
+                "s3", region_name=settings.signing_region, endpoint_url=settings.url, config=config
             )
             self._credentials = session.get_credentials()
         except BotoCoreError as error:

@@ -85,7 +85,9 @@ class EndpointSettings(Struct, frozen=True):
 
     name: str
     url: str = _setting(kinds.service, None, "", "endpoint")
-    s3_region: str = _setting(kinds.text, "us-east-1", "the service's name for its region, which signatures contain")
+    s3_region: str = _setting(
+        kinds.text, "", "the service's name for its region; by default that in the address, else us-east-1"
+    )
     credentials: kinds.Credentials = _setting(
         kinds.credentials, "env", "env | profile:NAME | file:PATH: where AWS's tools would look, or a file as theirs"
     )
@@ -97,6 +99,11 @@ class EndpointSettings(Struct, frozen=True):
         "auto: a service that refuses a wrong checksum is believed; read-back: each object is read again",
     )
     puts: int = _setting(kinds.whole(1, 1024), 64, "requests at once")
+
+    @property
+    def signing_region(self) -> str:
+        """The region that signatures contain, and in which buckets are made."""
+        return self.s3_region or kinds.s3_region_in(self.url) or "us-east-1"
 
 
 class HostSettings(Struct, frozen=True):

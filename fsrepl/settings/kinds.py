@@ -185,6 +185,20 @@ def service(value: object) -> str:
     return found.rstrip("/")
 
 
+_REGION = re.compile(
+    r"(?:.*\.)?s3(?:-fips)?(?:\.dualstack)?[.-]([a-z]{2}(?:-[a-z0-9]+)+)(?:\.vpce)?"
+    r"\.(?:amazonaws\.com(?:\.cn)?|backblazeb2\.com|wasabisys\.com|scw\.cloud)"
+)
+"""Hosts that name their region. Source: AWS, "Amazon S3 endpoints and quotas"; the documentation of B2, Wasabi and
+Scaleway."""
+
+
+def s3_region_in(address: str) -> str:
+    """The region in the address of an S3 service whose hosts are known to name theirs; empty in any other."""
+    found = _REGION.fullmatch(urlsplit(address).hostname or "")
+    return found[1] if found else ""
+
+
 class Place(Struct, frozen=True):
     """A directory on another machine. user: "" for OpenSSH's choice; port: 0 for its choice. path is absolute."""
 

@@ -48,6 +48,35 @@ def test_a_region_may_be_a_service() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "region"),
+    [
+        ("https://s3.eu-west-1.amazonaws.com", "eu-west-1"),
+        ("https://s3-eu-west-1.amazonaws.com", "eu-west-1"),
+        ("https://s3.dualstack.ap-south-1.amazonaws.com", "ap-south-1"),
+        ("https://s3-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+        ("https://bucket.vpce-1a2b-3c.s3.us-east-2.vpce.amazonaws.com", "us-east-2"),
+        ("https://s3.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+        ("https://s3.us-west-004.backblazeb2.com", "us-west-004"),
+        ("https://s3.amazonaws.com", "us-east-1"),
+        ("https://s3.eu-west-1.amazonaws.com.example.org", "us-east-1"),
+        ("http://127.0.0.1:9000", "us-east-1"),
+    ],
+)
+def test_the_region_in_an_address_is_the_one_that_is_signed_for(url: str, region: str) -> None:
+    """`region add NAME=URL` is enough for a bucket to be made in that region; a setting comes first."""
+    assert parse(f'endpoint = "{url}"').signing_region == region
+    assert parse(f'endpoint = "{url}"\ns3_region = "eu"').signing_region == "eu"
+
+
+def test_a_bucket_is_made_in_the_region_of_its_address(tmp_path: Path, service: Service) -> None:
+    """AWS refuses one that is asked for without that region, or signed for another one."""
+    with RemoteWorld(tmp_path, service, lines='s3_region = "eu-west-1"\n', replicate=False) as world:
+        world.run("bucket.create", bucket=THERE, versioning=True)
+        found = service.client().call("get_bucket_location", Bucket=THERE.partition("/")[2])
+        assert found["LocationConstraint"] == "eu-west-1"
+
+
+@pytest.mark.parametrize(
     ("lines", "message"),
     [
         ('endpoint = "s3.example.org"', r"line 4: \[regions.aws\] endpoint must be the address of an S3 service"),
