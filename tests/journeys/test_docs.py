@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.services import Service
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+S3 = "https://s3.eu-west-1.amazonaws.com"
+"""In its place the pages get a service of the tests'."""
 PAGES = sorted(path for path in DOCS.glob("*.md") if path.name != "README.md")
 
 MACHINE = """
@@ -54,13 +59,18 @@ def test_the_commands_of_a_page_work_one_after_the_other(tmp_path: Path, page: P
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks
     script = "set -eux -o pipefail\ncd /tmp/there\n" + "\n".join(blocks)
+    environ = {"PATH": path, "NO_COLOR": "1", "HOME": "/root", "EXAMPLES": str(ROOT / "examples")}
     (tmp_path / "machine").mkdir()
-    done = subprocess.run(
-        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", MACHINE, "sh", str(tmp_path / "machine"),
-         f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"],
-        env={"PATH": path, "NO_COLOR": "1", "HOME": "/root", "EXAMPLES": str(ROOT / "examples")},
-        capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    with contextlib.ExitStack() as services:
+        if S3 in script:
+            service = services.enter_context(Service(tmp_path / "service.log"))
+            script = script.replace(S3, service.url)
+            environ["AWS_ENDPOINT_URL"] = service.url  # of AWS's own tools
+        done = subprocess.run(
+            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", MACHINE, "sh",
+             str(tmp_path / "machine"), f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"],
+            env=environ, capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
 
