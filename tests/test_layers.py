@@ -16,6 +16,13 @@ ORDER = ("errors", "temporary", "settings", "model", "s3", "remote", "link", "st
 STEPS = {"capture", "replicate", "repair", "lifecycle"}
 """They do not know one another."""
 
+PARTS = {
+    "captures": "capture", "scan_times": "capture", "views": "views", "replicas": "replicate", "backfills": "replicate",
+    "lifecycle": "lifecycle", "scrub": "repair", "attachment": "daemon",
+}  # fmt: skip
+"""The parts of a bucket's state, and the folder that changes each."""
+CHANGES = {"add", "append", "clear", "discard", "extend", "pop", "popitem", "remove", "setdefault", "update"}
+
 LONG = {"storage/fs.py", "commands/doctor.py"}
 """One idea each, in many short and equal parts: a method for each system call, and the findings of the doctor."""
 LINES_MAX, WORDS_MAX = 520, 20
@@ -87,6 +94,27 @@ def test_imports_stand_at_the_top(trees: Trees) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.If)) and imports(node, trees)
     ]
     assert hidden == []
+
+
+def changed_parts(tree: ast.AST) -> set[str]:
+    """The parts of a bucket's state of which a file changes a field itself, and not by a method of the part."""
+    found: list[ast.expr] = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.Delete)):
+            found += [each for target in node.targets for each in getattr(target, "elts", [target])]
+        elif isinstance(node, (ast.AugAssign, ast.AnnAssign)):
+            found.append(node.target)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGES:
+            found.append(node.func.value)
+    texts = [ast.unparse(each) for each in found]
+    return {part for text in texts for part in re.findall(r"\bstate_?\.(\w+)\.", text) if part in PARTS}
+
+
+def test_one_folder_changes_each_part_of_a_buckets_state(trees: Trees) -> None:
+    """Architecture: of the state of a bucket a step changes its own part; for others it calls their methods."""
+    made = {(part, name.split(".")[1]) for name, tree in trees.items() for part in changed_parts(tree)}
+    assert {(part, folder) for part, folder in made if folder not in (PARTS[part], "region")} == set()
+    assert {part for part, folder in made if folder == PARTS[part]} == PARTS.keys()
 
 
 def test_the_map_in_the_docs_is_the_tree() -> None:

@@ -220,7 +220,7 @@ class World:
             for queue in region.queues.values():
                 queue.retry_now()
             for state in region.states.values():
-                state.attachment.up_again_at_s = state.views.displaced_at_s = state.lifecycle.look_s = 0.0
+                state.attachment.up_again_at_s = state.attachment.displaced_at_s = state.lifecycle.look_s = 0.0
                 if state.lifecycle.run is not None:
                     state.lifecycle.run.due_s = 0.0
                 state.captures.copy_again_at_s.clear()

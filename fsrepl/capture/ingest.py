@@ -224,7 +224,7 @@ def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change:
         try:
             publish(region, state, bucket, [new])
         except Exception:
-            state.attachment.is_indexed = False
+            state.attachment.note_unrecorded()
             if new.version.id != NULL and not region.engine.journal.versions.has_version(bucket.address, new.version):
                 versions.remove(bucket, new.version)  # not visible yet, and the next try makes another one
             raise
@@ -379,8 +379,8 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
         if new.change.key in state.captures.faults:
             del state.captures.faults[new.change.key]
         if new.taken and new.taken.is_placed:  # the symlink leads to the content of another version
-            stale.mark_stale(region, state, new.version.key, "its symlink leads to another version", durable=False)
-            state.views.stale[new.version.key].due_s = 0.0
+            why = "its symlink leads to another version"
+            stale.mark_stale(region, state, new.version.key, why, durable=False, is_due=True)
             if new.taken.destroyed is not None:
                 hardlinks.forget_restored(region, bucket, new.taken.destroyed)
         elif new.taken:
@@ -474,7 +474,7 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
                 else:
                     with region.at_work(state):
                         is_published = finish_large(region, state, change, seen)
-                        state.attachment.failures = 0
+                        state.attachment.note_success()
             finally:
                 del state.captures.copying[change.key]
                 if is_published:

@@ -283,4 +283,5 @@ def _finished(state: BucketState, scan: Scan) -> None:
             "seconds instead; `fsrepl doctor` shows how many are needed",
             address, polled,
         )  # fmt: skip
-    state.phase, state.scan_times.reported_polled, state.views.may_lack_links = Phase.ONLINE, bool(polled), True
+    state.phase, state.scan_times.reported_polled = Phase.ONLINE, bool(polled)
+    state.views.look_for_links()

@@ -46,9 +46,9 @@ def _change(engine: Engine, bucket: Address | None, change: Callable[[str, Scrub
             found = change(address, load(engine.journal, address))
             save(engine.journal, address, found)
             for state in engine.region_of(address).states.values():
-                state.scrub.look_s = 0.0
-                if found.paused and state.bucket.address == address and state.scrub.progress is not None:
-                    state.scrub.progress.stop = True
+                state.scrub.look_now()
+                if found.paused and state.bucket.address == address:
+                    state.scrub.stop()
 
         region.ask(apply)
         region.wake()

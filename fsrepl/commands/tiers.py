@@ -145,4 +145,4 @@ def _left(site: Site, region: str, name: str) -> int:
 
 def _sweep_now(region: Region) -> None:
     for state in region.states.values():
-        state.lifecycle.placing.swept.clear()
+        state.lifecycle.placing.sweep_again()

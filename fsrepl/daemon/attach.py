@@ -75,8 +75,8 @@ class Attaching(Region):
                 is_due = not state.is_up and time.monotonic() >= state.attachment.up_again_at_s
                 if is_due and state.bucket.versioning is not Versioning.OFF:
                     self._bring_up(state, bucket)
-                elif state.is_scanned and time.monotonic() >= state.views.displaced_at_s:
-                    state.views.displaced_at_s = time.monotonic() + _DISPLACED_S
+                elif state.is_scanned and time.monotonic() >= state.attachment.displaced_at_s:
+                    state.attachment.displaced_at_s = time.monotonic() + _DISPLACED_S
                     quiet_s = self.engine.settings.capture.open_quiet_s
                     overtaken.record_all(self, state, bucket, displaced.clear(bucket, self.engine.journal, quiet_s))
                     bucket.sync()
@@ -125,17 +125,17 @@ class Attaching(Region):
     def _record_skipped(self, state: BucketState) -> None:
         """Record the number of entries that are no objects, which is shown without the daemon too."""
         number = state.trouble.skipped_number
-        if state.is_scanned and number != state.scan_times.skipped_recorded:
+        if state.is_scanned and number != state.attachment.skipped_recorded:
             with self.engine.journal.transaction():
                 self.engine.journal.set_skipped(state.bucket.address, number)
-            state.scan_times.skipped_recorded = number
+            state.attachment.skipped_recorded = number
 
     def _bring_up(self, state: BucketState, bucket: OpenBucket) -> None:
         """Bring a bucket online, at start or again: index, finish after a crash, watch, scan. In this order."""
         engine, address = self.engine, bucket.address
         self._index(state, bucket)
         state.bucket.ids = type(state.bucket.ids)(*engine.journal.versions.newest(address))
-        state.views.stale.clear()
+        state.views.come_up()
 
         def mark_stale(intent: Intent, outcome: show.NotShown) -> bool:
             stale.mark_stale(
@@ -148,19 +148,17 @@ class Attaching(Region):
         act.tell_again(self, bucket)
         left = recover.finish(bucket, engine.journal, engine.settings.capture.open_quiet_s, mark_stale)
         engine.recent.forget(address)  # recovery may have written other records
-        refetch.resume(state, left.fetched)
+        overwritten.resume(state, left.fetched)
         thresholds.untrack(engine, address)
         ignore_in_git(bucket.fs, bucket.meta)
         barrier.watch_barrier(self, state, bucket)
         backfill.resume(self, state, bucket)
-        state.scan_times.was_complete = self.engine.watcher is not None and engine.journal.scanned_ns(address) > 0
-        state.scan_times.recorded_ns = None
+        state.attachment.was_scanned = self.engine.watcher is not None and engine.journal.scanned_ns(address) > 0
+        state.scan_times.come_up()
         state.attachment.unsettled = False
         state.phase, state.why = Phase.SCANNING, ""
         state.attachment.is_indexed, state.attachment.noted_s = True, time.monotonic()
-        state.lifecycle.placing.begin_again()
-        state.lifecycle.placing.swept.clear()
-        state.lifecycle.placing.checks_links = True
+        state.lifecycle.placing.come_up()
         engine.recent.forget_data()
         halting.resume(self, state, bucket)
         overtaken.record_all(self, state, bucket, left.overtaken)
@@ -279,7 +277,7 @@ class Attaching(Region):
     def has_looked(self) -> bool:
         """Whether every bucket is watched, or away. A bucket that was never scanned is watched once it is scanned."""
         states = list(self.states.values())
-        known = (state.is_scanned or state.scan_times.was_complete or not state.is_up for state in states)
+        known = (state.is_scanned or state.attachment.was_scanned or not state.is_up for state in states)
         return self.probed and all(known)
 
     def drop_bucket(self, address: str) -> None:

@@ -92,7 +92,7 @@ class Worker(Attaching):
         log.log(level, "waiting region=%s seconds=%.1f: %s", self.name, delay_s, why)
         for state in self.states.values():
             self.suspend(state, Phase.SUSPENDED, why)
-            state.attachment.up_again_at_s = now_s + delay_s
+            state.attachment.wait(now_s + delay_s)
         for queue in self.queues.values():
             queue.backlog.close()
         self.queues.clear()
@@ -266,7 +266,7 @@ class Worker(Attaching):
                 left = [change for change in left if (address, change.key) in in_hand]  # the others are still deferred
                 self.changes.put_back(left)
                 left_number += len(left)
-                state_.attachment.failures = 0
+                state_.attachment.note_success()
                 halting.settle(self, state_)
         # Taking a key and putting it back costs a tenth of its capture: the next batch is what this one had time for.
         done = len(in_hand) - left_number
@@ -287,7 +287,7 @@ class Worker(Attaching):
         if not in_hand and not self.changes.has_found(address):
             with self.engine.journal.transaction():
                 self.engine.journal.set_scanned(address, state.scan_times.began_ns)
-            state.scan_times.recorded_ns, state.scan_times.began_ns = state.scan_times.began_ns, 0
+            state.scan_times.note_recorded()
             for queue in self.queues.values():
                 if queue.destination == address:
                     queue.retry_now()  # deliveries that waited for the capture of a view

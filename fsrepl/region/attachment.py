@@ -1,4 +1,4 @@
-"""How a bucket came up: what of its tree the journal has, and when it is tried again after failures."""
+"""The bucket as it came up: how much of its tree the journal has, and when it is tried again after failures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from fsrepl.storage.bucket_documents import Documents
 from fsrepl.storage.remembered import Keeper
 from fsrepl.storage.walk import Uncompared
 
+_FAILED_MAX_S = 60.0
+
 
 class Attachment(Struct, eq=False):
-    """Changed by daemon/attach.py."""
+    """Changed by daemon/attach.py; other steps call the methods."""
 
     is_indexed: bool = False
     """All that is in the store is in the journal, as far as is known: no batch failed between the two."""
@@ -31,5 +33,32 @@ class Attachment(Struct, eq=False):
     failures: int = 0
     up_again_at_s: float = 0.0
     """Time before which the bucket is not brought up again, after that many failed batches in a row."""
+    was_scanned: bool = False
+    """A scan was completed before the bucket came up: the directories it found are watched while they are compared."""
+    skipped_recorded: int = -1
+    """Number of entries that are no objects, as recorded in the journal."""
+    displaced_at_s: float = 0.0
+    """Time of the next look into .fsrepl/displaced."""
     reported_exposed: str = ""
     """The reason that the log last gave why others can reach the store."""
+
+    def forget(self, *, unsettled: bool) -> None:
+        """The bucket goes away, perhaps with a write that is not captured yet."""
+        self.unsettled |= unsettled
+        self.is_indexed = False
+
+    def note_unrecorded(self) -> None:
+        """A batch failed between the store and the journal."""
+        self.is_indexed = False
+
+    def note_success(self) -> None:
+        self.failures = 0
+
+    def note_failure(self, now_s: float) -> None:
+        """A batch failed: the bucket comes up again after a growing delay."""
+        self.failures = min(self.failures + 1, 10)
+        self.up_again_at_s = now_s + min(_FAILED_MAX_S, 2.0**self.failures / 4)
+
+    def wait(self, until_s: float) -> None:
+        """The bucket does not come up before that."""
+        self.up_again_at_s = until_s

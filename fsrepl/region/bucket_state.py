@@ -42,7 +42,7 @@ class Phase(enum.Enum):
 
 
 class ScrubState(Struct, eq=False):
-    """The scrub of a bucket. Changed by repair/scrub.py."""
+    """The scrub of a bucket. Changed by repair/scrub.py; commands call the methods."""
 
     is_reading: bool = False
     """A part of the bucket is being read by the scrub."""
@@ -52,6 +52,14 @@ class ScrubState(Struct, eq=False):
     """Time of the next count of the bytes that the scrub is to read."""
     look_s: float = 0.0
     """Time of the next check whether the scrub may read on."""
+
+    def look_now(self) -> None:
+        self.look_s = 0.0
+
+    def stop(self) -> None:
+        """End the read that is under way, in the midst of a large version too."""
+        if self.progress is not None:
+            self.progress.stop = True
 
 
 class BucketState(Struct, eq=False):

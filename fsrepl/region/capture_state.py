@@ -47,6 +47,6 @@ class CaptureState(Struct, eq=False):
     rewrites: Rewrites = field(default_factory=Rewrites)
 
     def forget(self) -> None:
-        """Drop what a scan finds again when the bucket is back."""
+        """The bucket goes away: a scan finds these keys again when it is back."""
         for each in (self.deferred, self.unreadable, self.set_aside, self.faults):
             each.clear()

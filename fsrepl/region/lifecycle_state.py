@@ -54,12 +54,26 @@ class Placing(Struct):
         """Go through the bucket from its beginning, at once."""
         self.last, self.is_over, self.pass_due_s = None, False, 0.0
 
+    def come_up(self) -> None:
+        """The bucket comes up: its tiers are swept, and its symlinks compared, since it may have changed meanwhile."""
+        self.begin_again()
+        self.sweep_again()
+        self.checks_links = True
+
+    def retry(self) -> None:
+        """Go through the bucket again, tiers that failed included: the settings may have changed."""
+        self.begin_again()
+        self.waits.clear()
+
+    def sweep_again(self) -> None:
+        self.swept.clear()
+
     def sweep_due(self, tier: str) -> float:
         return self.swept.get(tier, 0.0)
 
 
 class LifecycleState(Struct, eq=False):
-    """Changed by the steps of lifecycle/."""
+    """Changed by the steps of lifecycle/; other steps call the methods of placing."""
 
     run: LifecycleRun | None = None
     """The run under way."""

@@ -28,8 +28,6 @@ from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
 
-_FAILED_MAX_S = 60.0
-
 
 class Region(Receiver, Sources):
     """See the module. Other threads call only post, ask, receive, look_at and changes."""
@@ -67,8 +65,7 @@ class Region(Receiver, Sources):
             self.changes.is_temporary,
         )
         for state in self.states.values():
-            state.lifecycle.placing.begin_again()
-            state.lifecycle.placing.waits.clear()
+            state.lifecycle.placing.retry()
 
     # -- the loop's services for a step (daemon/worker.py)
 
@@ -91,10 +88,9 @@ class Region(Receiver, Sources):
 
     def suspend(self, state: BucketState, phase: Phase, why: str) -> None:
         """Make a bucket AWAY or SUSPENDED and drop its queues. Nothing is lost: a scan follows when it is back."""
-        state.attachment.unsettled |= self._is_unsettled(state)
-        state.attachment.is_indexed = False
+        state.attachment.forget(unsettled=self._is_unsettled(state))
         state.phase, state.why = phase, why
-        state.scan_times.began_ns = 0
+        state.scan_times.forget()
         state.scans, state.trouble = Scans(), Trouble()
         state.labels.clear()
         state.captures.forget()
@@ -159,8 +155,7 @@ class Region(Receiver, Sources):
                 log.exception("suspended bucket=%s: unexpected error", state.bucket.address)
                 state.captures.singly = state.replicas.singly = True
             self.suspend(state, Phase.SUSPENDED, why)
-            state.attachment.failures = min(state.attachment.failures + 1, 10)
-            state.attachment.up_again_at_s = time.monotonic() + min(_FAILED_MAX_S, 2.0**state.attachment.failures / 4)
+            state.attachment.note_failure(time.monotonic())
 
     def receive(self, outcomes: Iterable[Outcome]) -> None:
         self.outcomes.add(outcomes)

@@ -30,7 +30,7 @@ class ReplicaState(Struct, eq=False):
     """After an unexpected error in a batch, its deliveries are made singly once, which finds the one that failed."""
 
     def forget(self, fs: Fs) -> None:
-        """Drop what the bucket cannot use while it is away. Early copies are swept when it is back."""
+        """The bucket goes away. Early copies are closed, and swept when it is back."""
         self.undelivered.clear()
         self.expected.clear()
         while self.early:

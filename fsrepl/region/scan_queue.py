@@ -161,16 +161,12 @@ class Scans:
 
 
 class ScanTimes(Struct, eq=False):
-    """When a bucket is scanned, or a part of it. Changed by capture/schedule.py."""
+    """When a bucket is scanned, or a part of it. Changed by capture/; other steps call the methods."""
 
-    was_complete: bool = False
-    """A scan was completed before the bucket came up: the directories it found are watched while they are compared."""
     began_ns: int = 0
     """Start of the last complete scan while some of its findings are not recorded yet; else 0."""
     recorded_ns: int | None = None
     """The start of the last scan that is recorded completely, as the journal has it; None where that was not asked."""
-    skipped_recorded: int = -1
-    """Number of entries that are no objects, as recorded in the journal."""
     rescan_at_s: float = 0.0
     look_again_at_s: float = 0.0
     look_agains: int = 0
@@ -186,6 +182,18 @@ class ScanTimes(Struct, eq=False):
     """The monotonic time of the next look whether all tiers are watched."""
     has_barrier: bool = False
     """The bucket's sentinel directory is watched."""
+
+    def forget(self) -> None:
+        """The bucket goes away: its scan is not recorded."""
+        self.began_ns = 0
+
+    def come_up(self) -> None:
+        """The bucket comes up, perhaps with another journal."""
+        self.recorded_ns = None
+
+    def note_recorded(self) -> None:
+        """All that the last scan found is recorded."""
+        self.recorded_ns, self.began_ns = self.began_ns, 0
 
 
 def is_below(path: bytes, top: bytes) -> bool:

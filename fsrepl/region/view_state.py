@@ -45,7 +45,7 @@ class Overwritten(Struct):
 
 
 class ViewState(Struct, eq=False):
-    """Changed by the steps of views/, and by those of other folders through them."""
+    """Changed by the steps of views/; other steps call these, or the methods."""
 
     stale: dict[bytes, StaleView] = field(default_factory=dict)
     unapplied: dict[bytes, View] = field(default_factory=dict)
@@ -62,14 +62,20 @@ class ViewState(Struct, eq=False):
     """In a tree bucket: keys that other views were to be linked to, and could not be."""
     directories: dict[bytes, bool] = field(default_factory=dict)
     """Directories whose permissions are to be compared again, and whether their replicas were notified already."""
-    displaced_at_s: float = 0.0
-    """Time of the next look into .fsrepl/displaced."""
+
+    def come_up(self) -> None:
+        """The bucket comes up: its intents say which views are stale."""
+        self.stale.clear()
 
     def forget(self) -> None:
-        """Drop what the start of the bucket finds again: an intent has the same views."""
+        """The bucket goes away: its intents have the views that were not written, a scan finds the directories."""
         self.unapplied.clear()
         self.directories.clear()
         self.resting.clear()
+
+    def look_for_links(self) -> None:
+        """Have views looked at that may have to be linked, since a scan is complete."""
+        self.may_lack_links = True
 
     def await_names(self, found: Collection[bytes]) -> None:
         """Have views looked at that could not be linked to some keys, also once one of these is shown."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Mapping
 
-from fsrepl.errors import FsreplError, reason
+from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
 from fsrepl.region.view_state import Overwritten
 from fsrepl.repair import repair
 from fsrepl.repair.target import Target
-from fsrepl.storage import intents
-from fsrepl.views import hardlinks
+from fsrepl.views import hardlinks, overwritten
 from fsrepl.views.hardlinks import At
 
 log = logging.getLogger("fsrepl")
@@ -57,23 +54,17 @@ def _repair(region: Region, damaged: Damaged) -> None:
 # -- fetching overwritten versions
 
 
-def resume(state: BucketState, overwritten: Mapping[At, bytes]) -> None:
-    """Continue pending fetches after a start. overwritten: by key and version, the intent that records each fetch."""
-    for at, intent in overwritten.items():
-        state.views.overwritten.setdefault(at, Overwritten(intent))
-
-
 def retry_now(region: Region) -> None:
     """Try pending fetches now: a bucket came back that may have the missing versions."""
     for state in region.states.values():
-        for overwritten in state.views.overwritten.values():
-            overwritten.due_s = 0.0
+        for each in state.views.overwritten.values():
+            each.due_s = 0.0
 
 
 def next_s(state: BucketState) -> float | None:
     """The monotonic time of the next fetch; None where there is none."""
     return min(
-        (overwritten.due_s for overwritten in state.views.overwritten.values() if not overwritten.in_background),
+        (each.due_s for each in state.views.overwritten.values() if not each.in_background),
         default=None,
     )
 
@@ -83,36 +74,36 @@ def fetch_due(region: Region) -> bool:
     now_s = time.monotonic()
     busy = repair_damaged(region)
     for state in region.states.values():
-        for at, overwritten in list(state.views.overwritten.items()) if state.is_scanned else ():
-            if overwritten.due_s <= now_s and not overwritten.in_background:
+        for at, each in list(state.views.overwritten.items()) if state.is_scanned else ():
+            if each.due_s <= now_s and not each.in_background:
                 busy = True
                 with region.at_work(state):
-                    _fetch(region, state, at, overwritten)
+                    _fetch(region, state, at, each)
     return busy
 
 
-def _fetch(region: Region, state: BucketState, at: At, overwritten: Overwritten) -> None:
+def _fetch(region: Region, state: BucketState, at: At, known: Overwritten) -> None:
     key, version_id = at
     if at in state.bucket.documents.removed:
-        _forget(state, at)
+        overwritten.forget(state, at)
         return
     with state.bucket.open() as bucket:
         is_ready = hardlinks.empty_in_tier(region, bucket, key, version_id)
     if not is_ready:  # what was written into the view is captured first, and shown
-        overwritten.due_s = time.monotonic() + _CAPTURED_S
+        known.due_s = time.monotonic() + _CAPTURED_S
         return
-    overwritten.in_background, overwritten.attempts = True, overwritten.attempts + 1
+    known.in_background, known.attempts = True, known.attempts + 1
     target = Target(state.bucket.address, keys.stored_path(key), version_id, marker=False)
 
     def finish(found: bool | Exception) -> None:
-        overwritten.in_background = False
-        overwritten.due_s = time.monotonic() + min(_AGAIN_S * 2.0 ** (overwritten.attempts - 1), _AGAIN_MAX_S)
+        known.in_background = False
+        known.due_s = time.monotonic() + min(_AGAIN_S * 2.0 ** (known.attempts - 1), _AGAIN_MAX_S)
         if isinstance(found, Exception):
             why = reason(found)
             shown = keys.shown(key)
             log.warning('not fetched bucket=%s key="%s" version=%s: %s', state.bucket.address, shown, version_id, why)
         elif found:
-            _forget(state, at)
+            overwritten.forget(state, at)
             state.ask_to_place([key])
 
     region.in_background(
@@ -124,9 +115,3 @@ def _fetch(region: Region, state: BucketState, at: At, overwritten: Overwritten)
 def _size(region: Region, address: str, at: At) -> int:
     """The number of bytes that a repair reads, if the journal knows it."""
     return region.engine.journal.versions.size_of(address, *at) or 0
-
-
-def _forget(state: BucketState, at: At) -> None:
-    overwritten = state.views.overwritten.pop(at)
-    with contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:  # else the next start drops it
-        intents.drop_intents(bucket, overwritten.intent)

@@ -6,12 +6,14 @@ a version that no view shows: without the intent it would stay damaged until the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Mapping
 
+from fsrepl.errors import FsreplError
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.view_state import Overwritten
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.intents import Act, Intent, write_intents
+from fsrepl.storage.intents import Act, Intent, drop_intents, write_intents
 from fsrepl.storage.sync import Syncer
 
 At = tuple[bytes, str]
@@ -27,6 +29,19 @@ def note(syncer: Syncer, state: BucketState, bucket: OpenBucket, found: Iterable
             made.append((bucket.intents, state.views.overwritten[at].intent))
     if made:
         syncer.staged(bucket, made)
+
+
+def resume(state: BucketState, found: Mapping[At, bytes]) -> None:
+    """Take over what the intents say after a start: by key and version, the intent that records it."""
+    for at, intent in found.items():
+        state.views.overwritten.setdefault(at, Overwritten(intent))
+
+
+def forget(state: BucketState, at: At) -> None:
+    """A version is whole again, or was removed for good: its intent is removed."""
+    known = state.views.overwritten.pop(at)
+    with contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:  # else the next start drops it
+        drop_intents(bucket, known.intent)
 
 
 def write(bucket: OpenBucket, at: At) -> bytes:

@@ -40,9 +40,10 @@ _EMPTIED_MAX = 20
 
 def mark_stale(
     region: Region, state: BucketState, key: bytes, why: str, *, conflict: bool = False,
-    bucket: OpenBucket | None = None, was: View | None = None, durable: bool = True,
+    bucket: OpenBucket | None = None, was: View | None = None, durable: bool = True, is_due: bool = False,
 ) -> None:  # fmt: skip
-    """Note that a view cannot show its version yet; with the bucket given, durably in an intent."""
+    """Note that a view cannot show its version yet; with the bucket given, durably in an intent. is_due: it is tried
+    at once."""
     known = state.views.stale.get(key)
     if known is None:
         known = state.views.stale[key] = StaleView(time.monotonic() + 0.2, why, conflict, since_s=time.monotonic())
@@ -54,7 +55,7 @@ def mark_stale(
     if conflict and not known.is_warned and time.monotonic() >= known.since_s + _PASSING_S:
         known.is_warned = True
         log.warning('view conflict bucket=%s key="%s": %s', state.bucket.address, keys.shown(key), why)
-    known.due_s = time.monotonic() + min(_STALE_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
+    known.due_s = 0.0 if is_due else time.monotonic() + min(_STALE_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
     if bucket is not None and durable and not known.intent:
         try:
             known.intent = intend(region.engine.syncer, bucket, [Intent(key, CURRENT, was)]).keep()
