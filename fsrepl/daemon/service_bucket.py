@@ -14,7 +14,7 @@ from fsrepl.replicate.remote import Done
 from fsrepl.storage.journal.rows import Delivery
 
 
-class Phase(enum.Enum):
+class ServicePhase(enum.Enum):
     UNKNOWN = "not looked at yet"
     ONLINE = "there, and keeps versions"
     REFUSED = "missing, or keeps no versions"
@@ -30,11 +30,11 @@ class Look(Struct, frozen=True):
     is_empty: bool
 
 
-class BucketState(Struct):
+class ServiceBucket(Struct):
     """The state of a bucket of the service. trusted_ns: see storage/journal/remote.py; None until it is known."""
 
     bucket: RemoteBucket
-    phase: Phase = Phase.UNKNOWN
+    phase: ServicePhase = ServicePhase.UNKNOWN
     why: str = ""
     looks: bool = False
     looked_at_s: float = 0.0
@@ -50,7 +50,7 @@ class BucketState(Struct):
     @property
     def is_away(self) -> bool:
         """Whether it could not be used at the last look, and no look is under way."""
-        return self.phase in (Phase.AWAY, Phase.REFUSED) and not self.looks
+        return self.phase in (ServicePhase.AWAY, ServicePhase.REFUSED) and not self.looks
 
     @property
     def gives_no_ids(self) -> bool:
@@ -64,11 +64,11 @@ class BucketState(Struct):
             self.without_id = 0
         if any(done.is_bucket_changed for done in found):
             self.without_id += any(done.is_without_id for done in found)
-            self.phase, self.looked_at_s = Phase.UNKNOWN, 0.0
+            self.phase, self.looked_at_s = ServicePhase.UNKNOWN, 0.0
 
     def describe(self) -> Document:
         """Document for `status`."""
-        found: Document = {"online": not self.why, "trouble": self.why, "seen": self.phase is Phase.ONLINE}
+        found: Document = {"online": not self.why, "trouble": self.why, "seen": self.phase is ServicePhase.ONLINE}
         return found | ({"throttled": throttled} if (throttled := self.throttled()) else {})
 
 

@@ -55,8 +55,8 @@ _RECONNECT_MAX_S = 60.0
 _JOURNAL_S = 1.0
 
 
-class BucketState(Struct, frozen=True):
-    """The state of a bucket of the region, for `status`."""
+class FarBucket(Struct, frozen=True):
+    """A bucket of the region, for `status`."""
 
     trouble: str
     seen: bool
@@ -91,12 +91,12 @@ class SshRegion(Receiver):
         self._faulty_until_s = 0.0
 
     @property
-    def states(self) -> dict[str, BucketState]:
+    def states(self) -> dict[str, FarBucket]:
         """The buckets that deliveries went to since the start; read by other threads."""
         connection = self._connection
         known = connection.buckets if connection is not None else {}
         there = {destination for _, destination in list(self.queues)} | {*self.engine.site.destinations_in(self.name)}
-        return {destination: BucketState(self.why, destination in known) for destination in sorted(there)}  # fmt: skip
+        return {destination: FarBucket(self.why, destination in known) for destination in sorted(there)}  # fmt: skip
 
     # -- the connection's thread
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from fsrepl.daemon.service_bucket import BucketState, Look, Phase, describe_refusal
+from fsrepl.daemon.service_bucket import Look, ServiceBucket, ServicePhase, describe_refusal
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Status, Versioning
@@ -61,7 +61,7 @@ class Uplink(Receiver):
     def __init__(self, engine: Runtime, name: str, regions: Mapping[str, Region]) -> None:
         super().__init__(engine, name, regions)
         self.regions = regions
-        self.states: dict[str, BucketState] = {}
+        self.states: dict[str, ServiceBucket] = {}
         self._routes: Rotation[tuple[str, str]] = Rotation()
         self._service = engine.site.services[name]
         self._under_way = self._bytes_under_way = 0
@@ -113,18 +113,18 @@ class Uplink(Receiver):
             if state.is_away and time.monotonic() - state.looked_at_s > _LOOK_AGAIN_S:
                 self._look_again(state)
 
-    def _look_again(self, state: BucketState) -> None:
+    def _look_again(self, state: ServiceBucket) -> None:
         if state.bucket.address in self.engine.site.destinations_in(self.name):
             self._look(state)
         else:
-            state.phase, state.why = Phase.UNKNOWN, ""  # of no concern any more
+            state.phase, state.why = ServicePhase.UNKNOWN, ""  # of no concern any more
 
     def _ready_at_s(self, address: str) -> float:
         """The monotonic time from which deliveries to a bucket may begin, or it is looked at again."""
         state = self._state(address)
         if state.looks:
             return time.monotonic() + _LOOK_MIN_S  # the result wakes the thread
-        return 0.0 if state.phase is Phase.ONLINE else state.looked_at_s + _LOOK_MIN_S
+        return 0.0 if state.phase is ServicePhase.ONLINE else state.looked_at_s + _LOOK_MIN_S
 
     def last_turn(self) -> None:
         with contextlib.suppress(FsreplError, OSError, sqlite3.Error):
@@ -144,7 +144,7 @@ class Uplink(Receiver):
         return self._window.most(self._puts) - self._under_way
 
     def throttled(self) -> str:
-        """See BucketState. Read by other threads."""
+        """See ServiceBucket. Read by other threads."""
         return self._window.describe(self._puts, time.monotonic())
 
     @property
@@ -154,25 +154,27 @@ class Uplink(Receiver):
 
     # -- buckets
 
-    def _state(self, address: str) -> BucketState:
+    def _state(self, address: str) -> ServiceBucket:
         # a service that has left the site is used until this thread ends
         service = self._service = self.engine.site.services.get(self.name, self._service)
         state = self.states.get(address)
         if state is None:
-            state = self.states[address] = BucketState(service.bucket(address), throttled=self.throttled)
+            state = self.states[address] = ServiceBucket(service.bucket(address), throttled=self.throttled)
         elif state.bucket.client is not service.client:  # its settings have changed
-            state.bucket, state.phase, state.is_believed = service.bucket(address), Phase.UNKNOWN, None
+            state.bucket, state.phase, state.is_believed = service.bucket(address), ServicePhase.UNKNOWN, None
         return state
 
     def _is_ready(self, address: str) -> bool:
         """Whether a bucket can take deliveries; it is looked at where that is not known, or was long ago."""
         state, now_s = self._state(address), time.monotonic()
         age_s = now_s - state.looked_at_s
-        if not state.looks and (age_s > _LOOK_AGAIN_S or (state.phase is not Phase.ONLINE and age_s > _LOOK_MIN_S)):
+        if not state.looks and (
+            age_s > _LOOK_AGAIN_S or (state.phase is not ServicePhase.ONLINE and age_s > _LOOK_MIN_S)
+        ):
             self._look(state)
-        return state.phase is Phase.ONLINE and not state.looks
+        return state.phase is ServicePhase.ONLINE and not state.looks
 
-    def _look(self, state: BucketState) -> None:
+    def _look(self, state: ServiceBucket) -> None:
         state.looks = True
         address, known = state.bucket.address, state.is_believed
         journal = self.engine.journal
@@ -193,33 +195,33 @@ class Uplink(Receiver):
 
         self._in_background(look, functools.partial(self._looked, state), address)
 
-    def _looked(self, state: BucketState, found: Look | Exception) -> None:
+    def _looked(self, state: ServiceBucket, found: Look | Exception) -> None:
         state.looks, state.looked_at_s = False, time.monotonic()
         address, before = state.bucket.address, state.phase
-        if isinstance(found, ServiceBusy) and before is Phase.ONLINE:
+        if isinstance(found, ServiceBusy) and before is ServicePhase.ONLINE:
             pass  # what was known of it holds; deliveries find out how busy the service is
         elif isinstance(found, Exception):
-            state.phase, state.why = Phase.AWAY, reason(found)
-            if before is not Phase.AWAY:
+            state.phase, state.why = ServicePhase.AWAY, reason(found)
+            if before is not ServicePhase.AWAY:
                 log.warning("offline bucket=%s: %s", address, state.why)
             self._wait_for_service(address, state.why)
         elif found.versioning is not Versioning.ENABLED or state.gives_no_ids:
-            state.phase, state.why = Phase.REFUSED, describe_refusal(address, found.versioning)
-            if before is not Phase.REFUSED:
+            state.phase, state.why = ServicePhase.REFUSED, describe_refusal(address, found.versioning)
+            if before is not ServicePhase.REFUSED:
                 log.warning("refused bucket=%s: %s", address, state.why)
             self._refuse(address, found.versioning if found.versioning is not Versioning.ENABLED else Versioning.OFF)
             state.without_id = min(state.without_id, 1)  # the next look has one version sent
         else:
-            state.phase, state.why, state.is_believed = Phase.ONLINE, "", found.is_believed
+            state.phase, state.why, state.is_believed = ServicePhase.ONLINE, "", found.is_believed
             if state.trusted_ns is None:
                 self._trust(state, 0 if found.is_empty else self.engine.site.now())
             self._abort_left_over(state)
-            if before is not Phase.ONLINE:
+            if before is not ServicePhase.ONLINE:
                 log.info("online bucket=%s reads_back=%s", address, "no" if found.is_believed else "yes")
                 self.retry_now(address)
         self.engine.notify()
 
-    def _trust(self, state: BucketState, from_ns: int) -> None:
+    def _trust(self, state: ServiceBucket, from_ns: int) -> None:
         """Believe the journal about all versions that are created from now on."""
         journal, address = self.engine.journal, state.bucket.address
         with journal.transaction():
@@ -228,7 +230,7 @@ class Uplink(Receiver):
             journal.set_tree(address, str(from_ns))
         state.trusted_ns = from_ns
 
-    def _abort_left_over(self, state: BucketState) -> None:
+    def _abort_left_over(self, state: ServiceBucket) -> None:
         """Abort the uploads in parts of versions that are not to be sent any more: their parts are charged for."""
         journal, bucket = self.engine.journal, state.bucket
         rows = [r for r in journal.remote.uploads(bucket.address) if r.key not in state.under_way]
@@ -338,7 +340,7 @@ class Uplink(Receiver):
         queue.paid_at = self.engine.limiter.position
         return len(groups)
 
-    def _intend(self, state: BucketState, begun: Sequence[Delivery]) -> list[Task]:
+    def _intend(self, state: ServiceBucket, begun: Sequence[Delivery]) -> list[Task]:
         """The tasks of some deliveries, whose intents are in the journal then."""
         journal, address = self.engine.journal, state.bucket.address
         names = [each.key for each in begun]
@@ -355,7 +357,7 @@ class Uplink(Receiver):
             journal.remote.put(address, [r for task in tasks for r in task.rows if not r.remote and not r.upload])
         return tasks
 
-    def _start(self, state: BucketState, tasks: Sequence[Task]) -> None:
+    def _start(self, state: ServiceBucket, tasks: Sequence[Task]) -> None:
         """Have a worker carry some deliveries of one source."""
         engine, begun_s = self.engine, time.monotonic()
         first = tasks[0].delivery
@@ -365,7 +367,7 @@ class Uplink(Receiver):
         large = size >= engine.background_bytes and len(tasks) == 1
 
         def carry() -> list[Done]:
-            if state.phase is not Phase.ONLINE:
+            if state.phase is not ServicePhase.ONLINE:
                 return [remote.left_alone(task) for task in tasks]
             if not large:
                 found = remote.carry(engine, state.bucket, tasks)

@@ -110,7 +110,7 @@ class HostSettings(Struct, frozen=True):
     """A region on another machine, served there by `fsrepl agent`: its buckets take replicas."""
 
     name: str
-    place: kinds.Place = _setting(kinds.place, None, "", "path")
+    place: kinds.RemotePath = _setting(kinds.place, None, "", "path")
     sharing: str = _setting(
         kinds.one_of("auto", "private", "link"),
         "auto",

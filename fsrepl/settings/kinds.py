@@ -199,7 +199,7 @@ def s3_region_in(address: str) -> str:
     return found[1] if found else ""
 
 
-class Place(Struct, frozen=True):
+class RemotePath(Struct, frozen=True):
     """A directory on another machine. user: "" for OpenSSH's choice; port: 0 for its choice. path is absolute."""
 
     user: str
@@ -216,7 +216,7 @@ class Place(Struct, frozen=True):
 _NAME = re.compile(r"[A-Za-z0-9_][^\s@/:]*")
 
 
-def place(value: object) -> Place:
+def place(value: object) -> RemotePath:
     """A directory on another machine, as OpenSSH's client reaches it. Source: ssh(1)."""
     wanted = ValueError('a directory on another machine, such as "ssh://host/srv/eu" or "ssh://user@host:2222/srv/eu"')
     found = text(value)
@@ -234,7 +234,7 @@ def place(value: object) -> Place:
         raise wanted
     if path == "/" or "//" in path or "/.." in path + "/" or any(c < " " for c in path):
         raise wanted
-    return Place(user, host, port, path)
+    return RemotePath(user, host, port, path)
 
 
 def key_prefix(value: object) -> str:

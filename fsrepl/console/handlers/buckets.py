@@ -25,7 +25,7 @@ def bucket(visit: Visit) -> Response:
     address, path = str(visit.bucket()), visit.folder()
     site = visit.gateway.site_with(address)
     site.bucket(address)
-    where = pages.Place(address, path, visit.get("starts"), versions=bool(visit.get("versions")))
+    where = pages.Listing(address, path, visit.get("starts"), versions=bool(visit.get("versions")))
     page: Document = {"Folders": [], "Entries": [], "Next": None}
     if not path or keys.is_key(path):
         page = folders.folder(

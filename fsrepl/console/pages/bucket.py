@@ -14,8 +14,8 @@ from fsrepl.console.pages.rendering import Frame, render, shown, url
 from fsrepl.model import keys
 
 
-class Place(Struct, frozen=True):
-    """The part of a bucket that is shown. folder: without a slash at its end."""
+class Listing(Struct, frozen=True):
+    """The part of a bucket that is listed. folder: without a slash at its end."""
 
     bucket: str
     folder: bytes = b""
@@ -34,7 +34,7 @@ class Place(Struct, frozen=True):
 
 
 def page(
-    frame: Frame, place: Place, bucket: Document, status: Document | None, folder: Document, known: Collection[str]
+    frame: Frame, place: Listing, bucket: Document, status: Document | None, folder: Document, known: Collection[str]
 ) -> str:  # fmt: skip
     """bucket: its document of `bucket ls`; status: that of `status`, None where not counted yet; folder: the page of
     objects; known: the buckets that have a page of their own."""
@@ -53,7 +53,7 @@ def page(
     )  # fmt: skip
 
 
-def _crumbs(place: Place) -> list[tuple[str, str]]:
+def _crumbs(place: Listing) -> list[tuple[str, str]]:
     """The folders from the top of the bucket to the one shown: name and address."""
     parts = place.folder.split(b"/") if place.folder else []
     return [(keys.shown(part), place.of(b"/".join(parts[: n + 1]))) for n, part in enumerate(parts)]
