@@ -6,13 +6,14 @@ import functools
 import time
 from collections.abc import Iterator
 
+from fsrepl.commands.documents.lifecycle import due
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import PutLifecycle, RemoveLifecycle, RunLifecycle
 from fsrepl.daemon.worker import Worker
 from fsrepl.errors import Refused, Unavailable
 from fsrepl.lifecycle import run
 from fsrepl.lifecycle.judge import Due, Judge
-from fsrepl.model import clock, keys
+from fsrepl.model import keys
 from fsrepl.model.amounts import counted
 from fsrepl.model.keys import Document
 from fsrepl.model.lifecycle import Lifecycle
@@ -122,7 +123,7 @@ def preview(
         rules = _required(bucket.lifecycle, address) if document is None else lifecycle.read_new(document)
         judge = Judge(site, journal, opened, rules, at_ns)
         for each in _all_due(opened, judge):
-            yield describe(each)
+            yield due(each)
 
 
 def _all_due(bucket: OpenBucket, judge: Judge) -> Iterator[Due]:
@@ -143,17 +144,4 @@ def upcoming(site: Site, journal: Journal, bucket: OpenBucket, key: bytes, versi
     if bucket.bucket.lifecycle is None:
         return []
     asked = Judge(site, journal, bucket, bucket.bucket.lifecycle, 0).upcoming(key)
-    return [describe(each) for each in asked if each.action.version_id == version_id]
-
-
-def describe(each: Due) -> Document:
-    """An action as `lifecycle preview` prints it."""
-    action = each.action
-    return keys.key_document(each.key) | {
-        "VersionId": action.version_id,
-        "Action": str(action.kind),
-        "StorageClass": action.storage_class or None,
-        "Due": clock.stamp(action.due_ns),
-        "Rule": action.rule,
-        "BlockedBy": action.blocked_by or None,
-    }
+    return [due(each) for each in asked if each.action.version_id == version_id]
