@@ -92,10 +92,7 @@ def attach_region(
     path = site.settings.regions[name].path
     make_directory(path, f"region {name}", undo, umask)
     with open_directory(site.fs, path) as at:
-        try:
-            identity = read_document(site.fs, at, REGION_IDENTITY)
-        except (OSError, ValueError) as error:
-            raise Usage(f"the identity of region {name} at {path} cannot be read: {error}") from error
+        identity = read_identity(site, at, REGION_IDENTITY, f"region {name} at {path}")
         known = site.identities.regions.get(name)
         if identity is None:
             if known is not None and not replace:
@@ -104,7 +101,7 @@ def attach_region(
                     "or if its disk is lost, name the new directory with --replace"
                 )
             requirements.require(site.fs, at, f"region {name} at {path}")
-            undo.callback(_remove_identity, site.fs, path)
+            undo.callback(remove_identity, site.fs, path, REGION_IDENTITY)
             identity = dict(new_identity(name, site.now(), **({"uuid": uuid} if uuid else {})))
         elif identity.get("name") != name:
             raise Usage(f"{path} is the region {identity.get('name')!r}; use that name")
@@ -135,9 +132,17 @@ def attach_region(
     return sorted(found)
 
 
-def _remove_identity(fs: Fs, path: Path) -> None:
+def read_identity(site: Site, at: int, name: bytes, what: str) -> dict[str, object] | None:
+    """The identity of a region or a tier in an open directory; None where it has none. Raises Usage."""
+    try:
+        return read_document(site.fs, at, name)
+    except (OSError, ValueError) as error:
+        raise Usage(f"the identity of {what} cannot be read: {error}") from error
+
+
+def remove_identity(fs: Fs, path: Path, name: bytes) -> None:
     with open_directory(fs, path) as at:
-        remove_document(fs, at, REGION_IDENTITY)
+        remove_document(fs, at, name)
 
 
 def _claim(site: Site, name: str, at: int, identity: dict[str, object]) -> None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from fsrepl.commands import requirements, settings_text
 from fsrepl.commands.documents import tiers as documents
-from fsrepl.commands.sites import make_directory, write_settings
+from fsrepl.commands.sites import make_directory, read_identity, remove_identity, write_settings
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import AddTier, RemoveTier
 from fsrepl.errors import FsreplError, Usage
 from fsrepl.region.region import Region
 from fsrepl.settings import TIERS, ClassSettings, reading
 from fsrepl.storage import tiers
-from fsrepl.storage.documents import open_directory, read_document, remove_document, write_document
-from fsrepl.storage.fs import Fs
+from fsrepl.storage.documents import open_directory, write_document
 from fsrepl.storage.site import Site
 from fsrepl.storage.tiers import TIER_IDENTITY
 
@@ -64,10 +62,7 @@ def _attach(site: Site, region: str, name: str, undo: contextlib.ExitStack, *, u
     path, known = site.settings.regions[region].classes[name].path, site.identities.tiers.get(address)
     make_directory(path, f"tier {address}", undo, umask)
     with open_directory(site.fs, path) as at:
-        try:
-            identity = read_document(site.fs, at, TIER_IDENTITY)
-        except (OSError, ValueError) as error:
-            raise Usage(f"the identity of tier {address} at {path} cannot be read: {error}") from error
+        identity = read_identity(site, at, TIER_IDENTITY, f"tier {address} at {path}")
         if identity is None:
             if known is not None:
                 raise Usage(
@@ -75,7 +70,7 @@ def _attach(site: Site, region: str, name: str, undo: contextlib.ExitStack, *, u
                     f"or name the path that it has now"
                 )
             requirements.require(site.fs, at, f"tier {address} at {path}")
-            undo.callback(_remove_identity, site.fs, path)
+            undo.callback(remove_identity, site.fs, path, TIER_IDENTITY)
             region_uuid = site.identities.regions[region]
             identity = dict(tiers.new_tier_identity(region, region_uuid, name, site.now()))
             write_document(site.fs, at, TIER_IDENTITY, identity)
@@ -88,11 +83,6 @@ def _attach(site: Site, region: str, name: str, undo: contextlib.ExitStack, *, u
 
 def _values(known: ClassSettings) -> Mapping[str, object]:
     return {"path": str(known.path)} | ({"compress": known.compress} if known.compress != "none" else {})
-
-
-def _remove_identity(fs: Fs, path: Path) -> None:
-    with open_directory(fs, path) as at:
-        remove_document(fs, at, TIER_IDENTITY)
 
 
 def remove_tier(engine: Engine, request: RemoveTier) -> dict[str, object]:
@@ -119,7 +109,7 @@ def remove_tier(engine: Engine, request: RemoveTier) -> dict[str, object]:
     text = settings_text.remove_class(file.read_text(), region, name)
     parsed = reading.parse(text, file, os.path.realpath)
     with contextlib.suppress(FsreplError, OSError):
-        _remove_identity(engine.fs, known.path)
+        remove_identity(engine.fs, known.path, TIER_IDENTITY)
     site.identities.tiers.pop(address, None)
     site.save_identities()
     write_settings(engine.fs, file, text)
