@@ -420,7 +420,7 @@ def _stamps(region: Region, bucket: OpenBucket, was: Version, now: Version, foun
     """The stamps of what was edited, where another name of the file has that on record: see views/one_file.py."""
     if found.st_nlink == 1:
         return {}
-    names = one_file.other_names(region.engine.journal, bucket, was, found.st_ino)
+    names = one_file.other_names(region.engine.journal.views, bucket, was, found.st_ino)
     return metadata.stamps_of_one_file(was, now, [name.version for name in names], bucket.address)
 
 

@@ -18,7 +18,7 @@ from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
-from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import FileNames
 from fsrepl.storage.journal.rows import Object
 from fsrepl.views import link_groups
 
@@ -99,7 +99,7 @@ def is_linked_anew(region: Region, bucket: OpenBucket, key: bytes, known: Object
     }
 
 
-def describe(bucket: OpenBucket, journal: Journal, version: Version) -> str:
+def describe(bucket: OpenBucket, file_names: FileNames, version: Version) -> str:
     """The other names of a key's file, for people; empty where there are none."""
     directory, name = keys.split(version.key)
     try:
@@ -112,7 +112,7 @@ def describe(bucket: OpenBucket, journal: Journal, version: Version) -> str:
         if error.errno in LASTING:
             return ""
         raise
-    here = [key for key in journal.views.names_of(bucket.address, found.st_ino) if key != version.key]
+    here = [key for key in file_names.names_of(bucket.address, found.st_ino) if key != version.key]
     here = [key for key in here if _is_file(bucket, key, found)]
     if number <= 0:
         return ""

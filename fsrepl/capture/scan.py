@@ -14,7 +14,6 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 from fsrepl.errors import UNEXPECTED, reason
 from fsrepl.model import keys
@@ -24,6 +23,7 @@ from fsrepl.region.scan_queue import Rest, Scan, Trouble, is_below
 from fsrepl.storage import placed
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING, Entry, FileType
+from fsrepl.storage.journal.questions import ScannedRows
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.walk import VANISHED, Directory
 
@@ -34,22 +34,10 @@ NAMES_AT_ONCE = 4096
 the names, and live changes do not wait for all of it."""
 
 
-class Recorded(Protocol):
-    """The rows that a scan compares files with, by the journal: each key's current version, its view as last seen."""
-
-    def objects_between(
-        self, address: str, directory: bytes, after: bytes | None, last: bytes | None, limit: int
-    ) -> dict[bytes, Object]:
-        """The first keys of one directory by name, in order: those after a name, and no later than another."""
-
-    def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
-        """A directory with keys, and those below it; without one, all of the bucket."""
-
-
 def advance(
     scan: Scan,
     bucket: OpenBucket,
-    recorded: Recorded,
+    recorded: ScannedRows,
     changes: ChangeQueue,
     watcher: Watcher | None,
     trouble: Trouble,
@@ -105,8 +93,8 @@ def _unlisted(scan: Scan, trouble: Trouble, path: bytes, error: OSError) -> None
 
 
 def _look_into(
-    scan: Scan, bucket: OpenBucket, recorded: Recorded, changes: ChangeQueue, watcher: Watcher | None, trouble: Trouble,
-    is_stale: Callable[[bytes], bool], directory: Directory,
+    scan: Scan, bucket: OpenBucket, recorded: ScannedRows, changes: ChangeQueue, watcher: Watcher | None,
+    trouble: Trouble, is_stale: Callable[[bytes], bool], directory: Directory,
 ) -> None:  # fmt: skip
     path, fd = directory.path, directory.fd
     if watcher is not None:
@@ -133,7 +121,7 @@ def _look_into(
 
 
 def _look_on(
-    scan: Scan, rest: Rest, bucket: OpenBucket, recorded: Recorded, changes: ChangeQueue, trouble: Trouble,
+    scan: Scan, rest: Rest, bucket: OpenBucket, recorded: ScannedRows, changes: ChangeQueue, trouble: Trouble,
     is_stale: Callable[[bytes], bool],
 ) -> None:  # fmt: skip
     """Compare the next names of a large directory: those up to one, of the directory and of the record alike."""
@@ -220,7 +208,7 @@ def _queue_changed(
         changes.add(scan.address, listed, scan.epoch, flags)
 
 
-def _begin_gone(scan: Scan, recorded: Recorded, trouble: Trouble) -> bool:
+def _begin_gone(scan: Scan, recorded: ScannedRows, trouble: Trouble) -> bool:
     """Whether directories are left whose keys are gone, once all that are there were read. Never those that could not
     be read."""
     if scan.gone is None:

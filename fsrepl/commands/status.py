@@ -21,6 +21,7 @@ from fsrepl.repair import scrub_state
 from fsrepl.storage import halt
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import Rule
 from fsrepl.storage.journal.rows import Counts
 from fsrepl.storage.site import Site
 from fsrepl.views import obstacles
@@ -218,8 +219,8 @@ def _rules(
     site: Site,
     address: str,
     counts: Mapping[tuple[str, str, str], Counts],
-    measured: Mapping[metrics.Rule, RuleMetrics],
-    large: Mapping[metrics.Rule, tuple[int, int]],
+    measured: Mapping[Rule, RuleMetrics],
+    large: Mapping[Rule, tuple[int, int]],
     now_ns: int,
 ) -> list[Document]:
     """A row for each rule, and for each removed rule that still has deliveries.

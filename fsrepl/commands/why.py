@@ -52,7 +52,7 @@ def why(site: Site, object_: Address, version_id: str | None, said: Document) ->
         raise Refused("NoSuchKey", f"{address}/{name} {unseen}" if unseen else f"there is no {address}/{name}")
     version = chosen[0]
     with reader.reader(site) as journal_, listing.open_versioned(site, address) as bucket:
-        if other_names := names.describe(bucket, journal_, version):
+        if other_names := names.describe(bucket, journal_.views, version):
             notes.append(other_names)
         upcoming = lifecycle.upcoming(site, journal_, bucket, key, version.id)
     for destination in version.deliveries:

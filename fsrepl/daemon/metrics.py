@@ -7,19 +7,16 @@ process. They are counted for every rule, whether or not S3's metrics are on for
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
 
 from msgspec import Struct, field
 
 from fsrepl.repair import scrub_state
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import DeliveryCounts, Rule
 from fsrepl.storage.journal.rows import Counts
 from fsrepl.storage.site import Site
 
 _MINUTE_NS = 60_000_000_000
-
-Rule = tuple[str, str]
-"""A destination, and the id of the rule that sends there."""
 
 
 class RuleMetrics(Struct, frozen=True):
@@ -39,16 +36,6 @@ class RuleMetrics(Struct, frozen=True):
             "OperationsPendingReplication": self.operations_pending,
             "OperationsFailedReplication": self.operations_failed,
         }
-
-
-class DeliveryCounts(Protocol):
-    """The numbers that metrics are made of. The journal has them."""
-
-    def live_pending_counts(self, address: str) -> dict[Rule, Counts]:
-        """The pending deliveries of live replication from a source."""
-
-    def failed_counts(self, address: str, after_ns: int = 0) -> dict[Rule, int]:
-        """The number of deliveries from a source that failed since a moment."""
 
 
 def of_bucket(

@@ -20,7 +20,7 @@ from fsrepl.region.lifecycle_state import LifecycleRun
 from fsrepl.region.region import Region
 from fsrepl.s3.lifecycle import DAY_NS
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import Facts
 
 log = logging.getLogger("fsrepl")
 
@@ -93,25 +93,25 @@ def _due(region: Region, state: BucketState) -> LifecycleRun | None:
     return LifecycleRun(now_ns) if int(said) < midnight_ns else None
 
 
-def begin(journal: Journal, address: str, now_ns: int) -> None:
+def begin(facts: Facts, address: str, now_ns: int) -> None:
     """The rules are new or have changed: actions that they make due wait for the next midnight."""
-    if not journal.fact(_fact(address)):
-        remember(journal, address, now_ns)
+    if not facts.fact(_fact(address)):
+        remember(facts, address, now_ns)
 
 
-def remember(journal: Journal, address: str, now_ns: int) -> None:
+def remember(facts: Facts, address: str, now_ns: int) -> None:
     """A bucket was gone through, as of a moment."""
-    _set(journal, address, str(now_ns // DAY_NS * DAY_NS))
+    _set(facts, address, str(now_ns // DAY_NS * DAY_NS))
 
 
 def _fact(address: str) -> str:
     return f"lifecycle {address}"
 
 
-def _set(journal: Journal, address: str, value: str) -> None:
-    if journal.fact(_fact(address)) != value:
-        with journal.transaction():
-            journal.set_fact(_fact(address), value)
+def _set(facts: Facts, address: str, value: str) -> None:
+    if facts.fact(_fact(address)) != value:
+        with facts.transaction():
+            facts.set_fact(_fact(address), value)
 
 
 def go_on(region: Region, state: BucketState, run: LifecycleRun) -> bool:

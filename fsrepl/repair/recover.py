@@ -19,6 +19,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.intents import Act, drop_intents, read_intents
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import CurrentVersions
 from fsrepl.storage.sync import Syncer
 from fsrepl.storage.view_file import open_view_if_there
 from fsrepl.views import (
@@ -69,10 +70,10 @@ def finish(
     overtaken = displaced.clear(bucket, journal, quiet_s, intents)
     displaced.clear_beside(bucket, journal, intents)
     staging.sweep(bucket)
-    writable.close_again(bucket, journal, [intent.key for intent in intents])
+    writable.close_again(bucket, journal.versions, [intent.key for intent in intents])
     for name, group in files:
         fetched |= {(i.key, i.version): name for i in group if i.act is Act.FETCH}
-    for intent in _in_order(journal, bucket, intents):
+    for intent in _in_order(journal.versions, bucket, intents):
         if intent.act in (Act.FETCH, Act.REMOVE):
             continue
         outcome = _finish_one(bucket, journal, intent)
@@ -102,14 +103,14 @@ def _overwritten(bucket: OpenBucket, intent: intents.Intent) -> list[tuple[bytes
     return []
 
 
-def _in_order(journal: Journal, bucket: OpenBucket, found: list[intents.Intent]) -> list[intents.Intent]:
+def _in_order(current: CurrentVersions, bucket: OpenBucket, found: list[intents.Intent]) -> list[intents.Intent]:
     """The intents; in a tree bucket other names of a file after that file, and last removed directories, of these one
     after those in it."""
     if not bucket.bucket.trees:
         return found
-    current = journal.versions.look_up(bucket.address, [intent.key for intent in found])
-    removed = {key for key, known in current.items() if known.marker and keys.is_directory(key)}
-    linked = {key for key, known in current.items() if not known.marker and _is_linked(bucket, key, known.id)}
+    rows = current.look_up(bucket.address, [intent.key for intent in found])
+    removed = {key for key, known in rows.items() if known.marker and keys.is_directory(key)}
+    linked = {key for key, known in rows.items() if not known.marker and _is_linked(bucket, key, known.id)}
     last = sorted((i for i in found if i.key in removed), key=lambda intent: intent.key, reverse=True)
     return sorted((i for i in found if i.key not in removed), key=lambda intent: intent.key in linked) + last
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from fsrepl.model import scrub
 from fsrepl.model.scrub import Scrub
-from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import Facts
 
 
-def load(journal: Journal, address: str) -> Scrub:
-    return scrub.decode(journal.fact(_fact(address)))
+def load(facts: Facts, address: str) -> Scrub:
+    return scrub.decode(facts.fact(_fact(address)))
 
 
-def save(journal: Journal, address: str, found: Scrub) -> None:
-    with journal.transaction():
-        journal.set_fact(_fact(address), scrub.encode(found))
+def save(facts: Facts, address: str, found: Scrub) -> None:
+    with facts.transaction():
+        facts.set_fact(_fact(address), scrub.encode(found))
 
 
 def _fact(address: str) -> str:

@@ -382,7 +382,7 @@ class Verification:
         if self._groups is None:
             self._groups = verify_links.groups(source, self._index)
         for names in self._groups:
-            for first, key in verify_links.apart(source, side, names, self._index):
+            for first, key in verify_links.apart(source, side, names, self._index.versions):
                 look = partial(self._linked_again, source, side, first, key)
                 if (difference := look()) is not None:
                     yield difference, look
@@ -391,7 +391,8 @@ class Verification:
         for each in (source, side):  # the open directories may have been removed and made again meanwhile
             for name in (first, key):
                 each.bucket.views.forget(keys.split(name)[0])
-        return verify_links.difference(source, side, self.journal, first, key)
+        current = self.journal.versions if self.journal is not None else None
+        return verify_links.difference(source, side, current, first, key)
 
     # -- directories
 

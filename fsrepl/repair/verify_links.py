@@ -11,6 +11,7 @@ from fsrepl.model import keys
 from fsrepl.repair.compare import Difference, Problem
 from fsrepl.repair.sides import Side
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import CurrentVersions
 
 _File = tuple[int, int]
 """The device and inode number of a file."""
@@ -26,18 +27,20 @@ def groups(side: Side, index: Journal) -> list[list[bytes]]:
     return [names for names in found.values() if len(names) > 1]
 
 
-def apart(source: Side, side: Side, names: Sequence[bytes], index: Journal) -> Iterator[tuple[bytes, bytes]]:
+def apart(source: Side, side: Side, names: Sequence[bytes], current: CurrentVersions) -> Iterator[tuple[bytes, bytes]]:
     """Keys that are one file at the source, and whose views in a replica are not: the first of them, and each other
     one. Only keys whose current version is the same on both sides are compared.
     """
-    there, here = (index.versions.look_up(each.address, names) for each in (source, side))
+    there, here = (current.look_up(each.address, names) for each in (source, side))
     alike = [key for key in names if key in here and not here[key].marker and here[key].id == there[key].id]
     files = {key: file for key in alike if (file := _file(side, key)) is not None}
     first = next(iter(files), b"")
     yield from ((first, key) for key, file in files.items() if file != files[first])
 
 
-def difference(source: Side, side: Side, journal: Journal | None, first: bytes, key: bytes) -> Difference | None:
+def difference(
+    source: Side, side: Side, current: CurrentVersions | None, first: bytes, key: bytes
+) -> Difference | None:
     """The difference of two keys' views, by how the files are now; None where there is none, or a change that is to be
     captured first."""
     ours, theirs = ([_file(each, name) for name in (first, key)] for each in (source, side))
@@ -47,7 +50,7 @@ def difference(source: Side, side: Side, journal: Journal | None, first: bytes, 
     if ours[0] != ours[1] or theirs[0] == theirs[1]:
         return None
     for name, file in zip((first, key), theirs, strict=True):
-        known = journal.versions.object(side.address, name) if journal is not None else None
+        known = current.object(side.address, name) if current is not None else None
         if known is not None and known.view is not None and file is not None and known.view.ino != file[1]:
             return None
     return side.wrong(newest, Problem.VIEW, f"it is a file of its own, and at its source a name of {keys.shown(first)}")

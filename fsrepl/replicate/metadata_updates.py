@@ -67,7 +67,7 @@ def carry_out(region: Region, bucket: OpenBucket, updates: Sequence[MetadataUpda
     The others are tried again later; their intent stays, so that a crash before that changes nothing.
     """
     journal, state = region.engine.journal, region.states[bucket.address]
-    updates = [replace(each, view=view_metadata.shown_view(journal, bucket, each.now)) for each in updates]
+    updates = [replace(each, view=view_metadata.shown_view(journal.versions, bucket, each.now)) for each in updates]
     updates = [each for each in updates if not _is_put_off(region, state, bucket, each, each.view)]
     try:
         intents = [Intent(each.now.key, each.now.id, each.view, Act.EDIT) for each in updates if each.view]
@@ -169,7 +169,7 @@ class _Batch:
         """The other names of a version's file, with their records as they are now."""
         if view is None:
             return []
-        names = one_file.other_names(self._region.engine.journal, self._bucket, version, view.ino)
+        names = one_file.other_names(self._region.engine.journal.views, self._bucket, version, view.ino)
         return [replace(name, view=self._seen.get(name.version.key, name.view)) for name in names]
 
     def _with_deliveries(self, each: MetadataUpdate, was: Version, now: Version) -> Version:

@@ -15,7 +15,7 @@ import enum
 import json
 import os
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 
@@ -27,6 +27,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.documents import read_document, write_document
 from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import JobCounts
 from fsrepl.storage.journal.rows import Counts, Delivery, Stored
 from fsrepl.storage.site import Site
 
@@ -319,13 +320,6 @@ def report(bucket: OpenBucket, journal: Journal, job: Job) -> Iterator[dict[str,
 
 
 # -- queries
-
-
-class JobCounts(Protocol):
-    """The deliveries that backfills requested, counted. The journal has them."""
-
-    def job_counts(self, source: str, job: str) -> dict[str, Counts]:
-        """The deliveries of one job, by status."""
 
 
 def tasks_of(backlog: JobCounts, job: Job) -> Tasks:

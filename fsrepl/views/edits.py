@@ -93,7 +93,7 @@ def edit(region: Region, state: BucketState, bucket: OpenBucket, was: Version, e
 def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], Version]) -> None:
     """Write a version's record, then update its view, so that a crash in between is no user's edit."""
     engine = region.engine
-    view = view_metadata.shown_view(engine.journal, bucket, was)
+    view = view_metadata.shown_view(engine.journal.versions, bucket, was)
     if view is None:
         record()
         return
@@ -133,7 +133,7 @@ def is_unseen(
     a writer no longer belongs to this version, and an unreadable one is not waited for. view: as it was recorded, if it
     was just read.
     """
-    view = view or view_metadata.shown_view(region.engine.journal, bucket, version)
+    view = view or view_metadata.shown_view(region.engine.journal.versions, bucket, version)
     waits = state.captures.deferred.get(version.key)
     if view is None or (waits is not None and waits.opened) or version.key in state.captures.unreadable:
         return False

@@ -19,7 +19,7 @@ from fsrepl.model.version import Posix, Rights, Shortfall, Version
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import DOES_NOT_FIT, UNSUPPORTED, FileType
-from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import CurrentVersions
 from fsrepl.storage.posix import inode_posix
 from fsrepl.views import directories
 
@@ -85,7 +85,7 @@ def remove(bucket: OpenBucket, path: bytes) -> bool:
     return True
 
 
-def leave_to_contents(bucket: OpenBucket, journal: Journal, key: bytes) -> bool:
+def leave_to_contents(bucket: OpenBucket, current: CurrentVersions, key: bytes) -> bool:
     """Let a deleted directory that holds objects belong to these, as one that was made for them: it goes with the last.
 
     So it is where one side removed the directory, and the other one put a file into it meanwhile. Whether it could be
@@ -94,7 +94,7 @@ def leave_to_contents(bucket: OpenBucket, journal: Journal, key: bytes) -> bool:
     path = key[:-1]
     found = list(bucket.fs.entries(bucket.views.get(path)))
     below = [keys.join(path, name) + (b"/" if kind is FileType.DIRECTORY else b"") for name, kind in found]
-    known = journal.versions.look_up(bucket.address, below)
+    known = current.look_up(bucket.address, below)
     is_needed = any(not each.marker for each in known.values()) or any(
         keys.is_directory(each) and directories.is_made(bucket, each[:-1]) for each in below
     )

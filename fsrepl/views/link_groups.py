@@ -198,7 +198,7 @@ class LinkGroups:
         name: one of its names, in .fsrepl/tmp. was, view: another one's version, and its view as recorded.
         """
         bucket = self._bucket
-        others = one_file.other_names(self._journal, bucket, was, view.ino, shown=self._shown)
+        others = one_file.other_names(self._journal.views, bucket, was, view.ino, shown=self._shown)
         with intend(self._syncer, bucket, [Intent(was.key, was.id, view, Act.EDIT)]):
             for _, version in ((was, now), *one_file.behind(others, now, bucket.address)):
                 one_file.write(bucket, self._recent, version)

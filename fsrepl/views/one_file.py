@@ -26,7 +26,7 @@ from fsrepl.region.recent import Recent
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
-from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import FileNames
 
 _NONE: Mapping[bytes, View] = MappingProxyType({})
 
@@ -39,7 +39,7 @@ class Name(Struct, frozen=True):
 
 
 def other_names(
-    journal: Journal, bucket: OpenBucket, version: Version, ino: int, *, shown: Mapping[bytes, View] = _NONE
+    file_names: FileNames, bucket: OpenBucket, version: Version, ino: int, *, shown: Mapping[bytes, View] = _NONE
 ) -> list[Name]:
     """The other names of a version's file in a tree bucket that show the same content.
 
@@ -47,7 +47,7 @@ def other_names(
     """
     if not bucket.bucket.trees:
         return []
-    rows = journal.views.names_of(bucket.address, ino)
+    rows = file_names.names_of(bucket.address, ino)
     views = {
         key: known.view
         for key, known in rows.items()

@@ -135,7 +135,7 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
         outcome = show.show(bucket, current, known.view, staged)
         is_deleted_directory = current.marker and keys.is_directory(key)
         if isinstance(outcome, show.NotShown) and is_deleted_directory and bucket.bucket.trees:
-            outcome = show.Shown(None) if folders.leave_to_contents(bucket, journal, key) else outcome
+            outcome = show.Shown(None) if folders.leave_to_contents(bucket, journal.versions, key) else outcome
     except (StoreDamaged, Unavailable, OSError) as error:
         mark_stale(region, state, key, reason(error))
         return

@@ -17,14 +17,15 @@ from fsrepl.storage import placed, records, sharing, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import CurrentVersions
 from fsrepl.storage.posix import apply_posix, apply_to_link
 from fsrepl.views import one_file, stage, view_attributes
 from fsrepl.views import show as view_show
 
 
-def shown_view(journal: Journal, bucket: OpenBucket, version: Version) -> View | None:
+def shown_view(current: CurrentVersions, bucket: OpenBucket, version: Version) -> View | None:
     """The view of a key, if it shows this version."""
-    known = journal.versions.object(bucket.address, version.key)
+    known = current.object(bucket.address, version.key)
     return known.view if known and known.view and known.view.shown == version.id else None
 
 
@@ -114,7 +115,7 @@ def finish_edit(
         raise
     if not bucket.is_object(version.key, found) or (found.st_ino, found.st_size) != (was.ino, was.size):
         return
-    names = one_file.other_names(journal, bucket, version, found.st_ino) if found.st_nlink > 1 else []
+    names = one_file.other_names(journal.views, bucket, version, found.st_ino) if found.st_nlink > 1 else []
     now = one_file.latest(version, names, bucket.address)
     written = [(version, now)] if now != version else []
     for _, each in written + one_file.behind(names, now, bucket.address):

@@ -16,7 +16,7 @@ from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.questions import CurrentVersions
 from fsrepl.views import directories
 
 
@@ -49,7 +49,7 @@ def _nearest(bucket: OpenBucket, path: bytes) -> int:
             path = keys.split(path)[0]
 
 
-def close_again(bucket: OpenBucket, journal: Journal, changed: Iterable[bytes]) -> None:
+def close_again(bucket: OpenBucket, current: CurrentVersions, changed: Iterable[bytes]) -> None:
     """After a crash: take the right to write back from directories that have it and should not, by their records.
 
     changed: the keys whose views were being changed. A user who gave the owner this right in the moment of the crash,
@@ -59,16 +59,16 @@ def close_again(bucket: OpenBucket, journal: Journal, changed: Iterable[bytes]) 
         with contextlib.suppress(OSError, StoreDamaged):
             fd = bucket.views.get(path)
             found = bucket.fs.stat_fd(fd)
-            recorded = _recorded_mode(bucket, journal, path)
+            recorded = _recorded_mode(bucket, current, path)
             if recorded is None or os.geteuid() != found.st_uid or found.st_uid == 0:
                 continue
             if stat.S_IMODE(found.st_mode) == recorded | stat.S_IWUSR != recorded:
                 bucket.fs.chmod(fd, recorded)
 
 
-def _recorded_mode(bucket: OpenBucket, journal: Journal, path: bytes) -> int | None:
+def _recorded_mode(bucket: OpenBucket, current: CurrentVersions, path: bytes) -> int | None:
     """The mode that a directory was given when it was made, or changed last; None where it is not known."""
-    known = journal.versions.object(bucket.address, path + b"/") if bucket.bucket.trees else None
+    known = current.object(bucket.address, path + b"/") if bucket.bucket.trees else None
     if known is not None and not known.marker:
         version = versions.read(bucket, path + b"/", known.id, marker=False)
         posix = version and (version.shortfall.posix or version.posix)

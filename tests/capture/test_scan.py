@@ -35,7 +35,7 @@ RECORDS = ("unknown", "as it is", "older", "racy", "unseen", "behind", "marker")
 
 @dataclass
 class Records:
-    """Recorded, in memory: the current version of each key."""
+    """ScannedRows, in memory: the current version of each key."""
 
     found: dict[bytes, Object] = field(default_factory=dict)
 

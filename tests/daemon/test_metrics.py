@@ -19,6 +19,7 @@ from fsrepl.daemon.metrics import Daemon, Gauge
 from fsrepl.errors import Usage
 from fsrepl.settings import reading
 from fsrepl.storage.fs import Fs
+from fsrepl.storage.journal.questions import Rule
 from fsrepl.storage.journal.rows import Counts
 from tests.scraping import free_port, scrape
 from tests.timed import METRICS, Timed, timed_world
@@ -258,13 +259,13 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, line: str) -
 class Numbers:
     """DeliveryCounts, in memory. failed: by the moment since which they are counted."""
 
-    pending: dict[metrics.Rule, Counts]
-    failed: dict[int, dict[metrics.Rule, int]]
+    pending: dict[Rule, Counts]
+    failed: dict[int, dict[Rule, int]]
 
-    def live_pending_counts(self, address: str) -> dict[metrics.Rule, Counts]:
+    def live_pending_counts(self, address: str) -> dict[Rule, Counts]:
         return self.pending
 
-    def failed_counts(self, address: str, after_ns: int = 0) -> dict[metrics.Rule, int]:
+    def failed_counts(self, address: str, after_ns: int = 0) -> dict[Rule, int]:
         return self.failed[after_ns]
 
 
