@@ -78,7 +78,7 @@ class Upload:
             self._admit(self.fields)
 
     def close(self) -> None:
-        """Remove what is not complete."""
+        """Remove the files that are not complete."""
         if self._file is not None:
             self._file.drop()
             self._file = None

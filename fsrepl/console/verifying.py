@@ -58,8 +58,7 @@ class Verification(Struct):
         return {0: "No difference", 1: "Differences"}.get(self.process.returncode, "Failed")
 
     def result(self) -> tuple[Document | None, str]:
-        """The answer as `fsrepl verify --json` gives it, None where there is none or it is too long; and what it said
-        on stderr."""
+        """The answer as `fsrepl verify --json` gives it, None where there is none or it is too long; and its stderr."""
         self.errors.seek(0)
         said = self.errors.read(_TROUBLE_MAX_BYTES).decode("utf-8", "replace").strip()
         self.answer.seek(0)

@@ -312,4 +312,4 @@ _OF_A_MESSAGE: tuple[type[FsreplError], ...] = (
     errors.Usage, errors.Away, errors.TierAway, errors.Unreachable, errors.DocumentInvalid, errors.Unavailable,
     errors.BucketMissing, errors.StoreDamaged, errors.TimedOut, NotRunning, FsreplError,
 )  # fmt: skip
-"""The errors that are made again from what a daemon answered; any other becomes the one that it is a kind of."""
+"""The errors that are made again from a daemon's answer; any other error becomes its nearest base class here."""

@@ -194,7 +194,7 @@ class Channel(Generic[F]):
 def read_line(
     fd: int, within_s: float, wanted: Callable[[bytes], bool], max_bytes: int = 1 << 16
 ) -> tuple[bytes, bytes]:
-    """The first line that is wanted, and what came before it, such as words of a login shell.
+    """The first line that is wanted, and the text before it, such as messages of a login shell.
 
     The line is empty where there is none: at the end of the stream, after max_bytes, or in time. Reads nothing behind
     the line.

@@ -48,8 +48,8 @@ class Change(NamedTuple):
 
 
 class DirectoryEvent(NamedTuple):
-    """A directory that ARRIVED, CHANGED its attributes, or is GONE, perhaps only MOVED; or a CONTENT that somebody
-    writes into, with the path TIER/NAME."""
+    """A directory that ARRIVED, CHANGED its attributes, or is GONE, perhaps only MOVED; or a write into a CONTENT, with
+    the path TIER/NAME."""
 
     address: str
     path: bytes

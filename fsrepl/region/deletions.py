@@ -21,7 +21,8 @@ _PASS_ON = 1_000
 
 
 class Deleted(Struct, frozen=True):
-    """A key that a user deleted: when, what it held (empty: not known), and whether a destination is to follow."""
+    """A key that a user deleted: when, the hash of its content (empty: not known), and whether a destination is to
+    follow."""
 
     at_ns: int
     digest: bytes

@@ -29,14 +29,15 @@ from fsrepl.storage.journal.rows import Object, delivery_of
 log = logging.getLogger("fsrepl")
 
 NOTE_S = 10.0
-"""After so long it is noted since when markers are withheld: much less than the window of what counts."""
+"""After so long the journal gets the time since which markers are withheld. It is much less than the window in which
+deletions count."""
 
 
 def enqueue_new(
     region: Region, state: BucketState, made: Iterable[tuple[Version, Object | None]], found: Collection[bytes] = ()
 ) -> None:
-    """Hand over the deliveries of versions that users made, with what was current before; markers when `settle` has
-    decided. found: the keys of which a scan told.
+    """Hand over the deliveries of versions that users made, each with the version that was current before; markers once
+    `settle` has decided. found: the keys that a scan found.
     """
     address, at_once = state.bucket.address, []
     for version, before in made:

@@ -14,7 +14,7 @@ from fsrepl.region.limiter import Limiter
 _RATE_S, _SAMPLE_S = 10.0, 0.2
 """A rate is that of the last seconds, from samples at this distance."""
 _TOLD_S = 60.0
-"""One that takes longer has a line in the log this often."""
+"""A transfer that takes longer has a line in the log this often."""
 _STALLED_S = 10.0
 """A transfer without progress for so long is reported as stalled."""
 
@@ -26,7 +26,7 @@ class Rate:
         self._samples: deque[tuple[float, int]] = deque([(now_s, 0)])
 
     def came_to(self, position: int, now_s: float) -> None:
-        """Note a position. What was there before the first one is not counted."""
+        """Note a position. Bytes before the first position are not counted."""
         if len(self._samples) == 1 and not self._samples[0][1]:
             self._samples[0] = (self._samples[0][0], position)
             return
@@ -73,7 +73,7 @@ class Progress(Struct):
     """Time of its last line in the log."""
     _rate: Rate = field(default_factory=lambda: Rate(time.monotonic()))
     _read_rate: Rate = field(default_factory=lambda: Rate(time.monotonic()))
-    """Of what is read back."""
+    """The speed at which the copy is read back."""
 
     def came_to(self, bytes_done: int) -> None:
         self.bytes_done, self.moved_at_s = min(bytes_done, self.bytes_total), time.monotonic()
@@ -84,7 +84,8 @@ class Progress(Struct):
         self._read_rate.came_to(bytes_verified, self.moved_at_s)
 
     def _left(self, now_s: float) -> tuple[float, int]:
-        """How fast it is, in bytes a second, and how many bytes are left: of what is only read back still, of that."""
+        """How fast it is, in bytes a second, and how many bytes are left. Once all is copied, both are those of the
+        bytes to be read back."""
         if self.bytes_done >= self.bytes_total and self.bytes_verified:
             return self._read_rate.per_s(now_s), self.bytes_total - self.bytes_verified
         return self._rate.per_s(now_s), self.bytes_total - self.bytes_done

@@ -9,8 +9,8 @@ from fsrepl.region.rotation import Rotation
 from fsrepl.storage.journal.rows import Outcome
 
 _BATCH, _BATCH_MAX, _SHARE = 512, 4096, 4
-"""How many outcomes are recorded at once: a fourth of what waits, within these. So the queue gets no longer than four
-times what comes in meanwhile, however many destinations report to it."""
+"""The number of outcomes that are recorded at once: a fourth of those that wait, within these limits. So the queue gets
+no longer than four times the number that arrive meanwhile, from any number of destinations."""
 _LATE_S, _LATE_MAX_S = 0.2, 15.0
 
 
@@ -60,7 +60,8 @@ class OutcomeQueue:
         return {(each.key, each.id) for each in every if (each.source, each.destination) == (source, destination)}
 
     def count(self, source: str) -> int:
-        """How many outcomes of one source are not recorded yet; those that came just now count for every source."""
+        """The number of outcomes of one source that are not recorded yet; those that arrived in this moment count for
+        every source."""
         late = sum(each.delivery.source == source for each in self._late)
         return len(self._new) + len(self._waiting.get(source, ())) + late
 

@@ -36,7 +36,7 @@ class Overflow:
         self._due_s = min(self._due_s, due_s)
 
     def start_over(self) -> None:
-        """Begin a round, whatever was asked for before: the source has lost count, or may hand over others now."""
+        """Begin a round again: the source has lost count, or may hand over others now."""
         self._in_round = self._is_asked = False
         self._due_s = 0.0
 

@@ -88,7 +88,7 @@ class Recent:
         return (address, version.key, version.id) in self._plain
 
     def forget_data(self) -> None:
-        """Drop all content after a destination was blocked: by the time it is sent, it was not stored just now."""
+        """Drop all content after a destination was blocked: it would be sent too long after it was stored."""
         with self._guard:
             self._contents.clear()
 

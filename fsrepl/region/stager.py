@@ -186,7 +186,7 @@ class Stager:
             self._child = None
 
     def tidy(self, bucket: OpenBucket) -> None:
-        """Remove what a lost stager has left in a bucket, of which nothing is in hand now."""
+        """Remove the files that a lost stager has left in a bucket. No order for the bucket may be under way."""
         for pid in self._unswept.pop(bucket.address, ()):
             with contextlib.suppress(FsreplError, OSError):
                 staging.sweep_of(bucket, pid)
@@ -319,7 +319,7 @@ def command(main: str) -> list[str]:
 
 
 def is_text(*found: Mapping[str, object]) -> bool:
-    """Whether names of attributes, and what they tell, can be sent: a file system takes any bytes for them."""
+    """Whether names and values of attributes can be sent: a filesystem takes any bytes for them."""
     try:
         for each in found:
             for name, value in each.items():

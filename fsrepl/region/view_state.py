@@ -55,7 +55,7 @@ class ViewState(Struct, eq=False):
     overwritten: dict[tuple[bytes, str], Overwritten] = field(default_factory=dict)
     """Destroyed stored versions that are being fetched again: key and version id."""
     resting: dict[bytes, Resting] = field(default_factory=dict)
-    """In a tree bucket: directories of replicas by path, the one that is at rest first before the others."""
+    """In a tree bucket: directories of replicas by path, in the order in which they come to rest."""
     may_lack_links: bool = False
     """In a tree bucket: views that are to be one file may be several."""
     awaited_names: set[bytes] = field(default_factory=set)

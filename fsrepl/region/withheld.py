@@ -54,7 +54,7 @@ class Withheld(Struct):
             self.left.destinations.update(each.destination for each in deliveries)
 
     def has(self, delivery: Delivery) -> bool:
-        """Whether a marker's delivery is withheld. One that is not in memory goes when the others are let go."""
+        """Whether a marker's delivery is withheld. A delivery that is not in memory is released with the others."""
         if (delivery.key, delivery.id) in self.markers:
             return True
         if self.left is None or (delivery.created_ns, delivery.id) < self.left.since:

@@ -112,7 +112,7 @@ class RemoteBucket:
         self._call("create_bucket", **where)
 
     def set_versioning(self, wanted: Versioning) -> Versioning:
-        """Set the state of its versioning; what it is then, as read back: some services answer 200 without effect."""
+        """Set the state of its versioning; the state as read back, since some services answer 200 without effect."""
         self._call("put_bucket_versioning", VersioningConfiguration={"Status": str(wanted)})
         return self.versioning()
 

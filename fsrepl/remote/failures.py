@@ -73,7 +73,7 @@ class ServiceBusy(ServiceAway):
 
 
 class ServiceRefused(Failed):
-    """The service refuses one delivery, or one bucket. words: what it said."""
+    """The service refuses one delivery, or one bucket. words: its message."""
 
     def __init__(self, reason: str, words: str, where: str) -> None:
         super().__init__(reason, f"{where}: {words}")
@@ -133,7 +133,7 @@ def tls_trouble(words: str) -> str:
 
 
 def error_of(region: str, operation: str, code: str, message: str, status: int) -> FsreplError:
-    """The error for an answer that is no success. region, operation: what was asked of whom."""
+    """The error for an answer that is no success, of a region to an operation."""
     words = words_of(code, message)
     if code in _MENDED:
         return ServiceAway(f"region {region}: {_MENDED[code]} ({words}); it goes on by itself then")

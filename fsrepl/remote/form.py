@@ -127,7 +127,7 @@ def _other_fields(replica: Version) -> dict[str, bytes]:
 
 
 def content_type_of(metadata: Mapping[str, str]) -> str:
-    """The Content-Type of an object with this metadata; empty for a file, and where somebody else made the object."""
+    """The Content-Type of an object with this metadata; empty for a file, and where another program made the object."""
     try:
         mode = int(metadata.get("mode", ""), 8)
     except ValueError:

@@ -79,7 +79,7 @@ class _Handle:
 
 
 class Connections:
-    """Connections to one service, each used by one thread at a time: the one that was used last is used next."""
+    """Connections to one service, each used by one thread at a time. The connection used last is used next."""
 
     def __init__(
         self, proxy_for: Callable[[str], str | None], authorities: str, connect_s: float, idle_s: float

@@ -136,7 +136,8 @@ def _like(version: Version, other: Version, address: str, r: Evidence) -> Versio
 
 
 def _rule(r: Evidence, version: Version, destination: str) -> Rule | None:
-    """The rule that may have sent a version to a destination: the one that would now, else any that could have."""
+    """The rule that may have sent a version to a destination: the rule that would send it now, else any that could
+    have."""
     rules = r.replication.rules if r.replication else ()
     chosen = winners(rules, version.key, version.tags, marker=version.marker).get(destination)
     named = [x for x in rules if x.destination == destination and version.key.startswith(x.prefix)]

@@ -84,7 +84,7 @@ def stage_whole(
 
 
 def _open_damaged(bucket: OpenBucket, target: Target, version: Version) -> int | None:
-    """The stored file of a version, open; None where it is missing, or nothing but a hole in place of what is lost."""
+    """The stored file of a version, open; None where it is missing, or is only a hole in place of lost content."""
     try:
         fd = _open(bucket, target, version)
     except OSError:

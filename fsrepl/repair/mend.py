@@ -34,7 +34,7 @@ class Copy(Struct, frozen=True):
 
 
 class Mended(Struct, frozen=True):
-    """A whole copy in .fsrepl/tmp, and what was damaged."""
+    """A whole copy in .fsrepl/tmp, and the spans that were damaged."""
 
     staged: bytes
     damaged: list[Span]

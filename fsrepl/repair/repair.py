@@ -126,7 +126,7 @@ def _record(region: Region, target: Target) -> tuple[Version | None, bool]:
 
 
 def _index(region: Region, bucket: OpenBucket, version: Version) -> None:
-    """Update the journal's row of a version, and keep what is known of its view."""
+    """Update the journal's row of a version, and keep its view as recorded."""
     engine, journal = region.engine, region.engine.journal
     with journal.transaction():
         known = journal.versions.object(bucket.address, version.key)

@@ -43,7 +43,7 @@ _AT_ONCE = 256
 """Number of suspected differences that are checked again together."""
 
 Look = Callable[[], Difference | None]
-"""Compares once more what was found different."""
+"""Compares once more the keys that differed."""
 
 
 class Verification:
@@ -267,7 +267,8 @@ class Verification:
                     yield difference, look
 
     def _sent_to_service(self, address: str, version: Version) -> Iterator[tuple[Difference, Look]]:
-        """Have a version compared with what is there; with many others together, since each takes a while to ask."""
+        """Have a version compared with its replica there, together with many others, since each question takes a
+        while."""
         if self.only not in (None, address) or address in self.tally.away:
             return
         if address not in self._remotes:

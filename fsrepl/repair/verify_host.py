@@ -83,7 +83,7 @@ def _examine(bucket: OpenBucket, key: bytes, version_id: str, marker: bool) -> _
 
 
 class HostSide(Struct):
-    """See the module. source: the address of the source; role: the one that sends."""
+    """See the module. source: the address of the source; role: the role of its rules."""
 
     address: str
     source: str

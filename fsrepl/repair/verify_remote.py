@@ -39,7 +39,7 @@ class Compared(Struct, frozen=True):
 
 
 class RemoteSide(Struct):
-    """See the module. source: the address of the source; role: the one that sends."""
+    """See the module. source: the address of the source; role: the role of its rules."""
 
     bucket: RemoteBucket
     source: str
@@ -101,7 +101,7 @@ class RemoteSide(Struct):
         return head if head is not None and head.identity is not None else None
 
     def _differs(self, version: Version, name: str, remote: str, head: Head) -> str:
-        """The difference of an object's metadata from what was to be sent, in words; empty where there is none."""
+        """The difference of an object's metadata from the metadata to be sent, in words; empty where there is none."""
         recorded = version.deliveries[self.address]
         replica = rules.replica_of(version, recorded, self.source)
         if recorded.owner and replica.posix:

@@ -63,7 +63,7 @@ class Incoming:
         """Why the connection has ended; empty while it is open."""
 
     def add(self, frame: frames.Deliver) -> list[Version]:
-        """Take in what was sent; its versions, each with its one delivery."""
+        """Accept the deliveries of a frame; their versions, each with its one delivery."""
         if not self.arrivals:
             for each in (self._rights, self._orders, self._pending):
                 each.clear()

@@ -58,7 +58,8 @@ class LargeDraft(Protocol):
     def missing(
         self, blocks: BlockMap, base: Base | None, on_read: Callable[[int], None] | None = None
     ) -> Iterator[Span]:
-        """Take over what is there of a content; what must be sent, in order, each once all before it is there.
+        """Take over the parts of a content that exist here; the spans that must be sent, in order, each once all before
+        it is written.
 
         base: a version there that has a part of it. on_read: called with the number of bytes read back.
         """
@@ -72,7 +73,7 @@ class LargeDraft(Protocol):
         """Whether what is missing may be equal in part to what is in its place; else there are zeros."""
 
     def differing(self, at: int, data: bytes) -> list[Span]:
-        """The parts of a missing span that differ from what is there."""
+        """The parts of a missing span that differ from the draft."""
 
     def copy(self, fd: int, at: int, count: int) -> int:
         """Copy a part, as Draft.copy does. The parts of a missing span are copied in order."""
@@ -84,7 +85,7 @@ class LargeDraft(Protocol):
         """The parts of the content that do not match, once it is complete and read back: none where it is whole."""
 
     def forget(self) -> None:
-        """Remove what there is: no later try may go on with it."""
+        """Remove the draft: no later try may continue it."""
 
     def stage(self) -> StagedReplica: ...
 

@@ -179,7 +179,8 @@ class DeliveryGroup:
         self.ready.append(item)
 
     def _stage_together(self) -> None:
-        """Have the stager stage what is left to it. What it does not stage is prepared again, and staged here."""
+        """Have the stager stage the items that are left to it. Those that it does not stage are prepared again, and
+        staged here."""
         stager, source, items = self._stager, self.source.here, self._unstaged
         self._stager, self._unstaged = None, []
         staged: list[StagedReplica | None] = [None] * len(items)
@@ -239,7 +240,7 @@ class DeliveryGroup:
         return replica
 
     def bring_into_line(self, item: Item, there: Version) -> None:
-        """Update the metadata of a version that the destination has to what was sent.
+        """Update the metadata of a version that the destination has to the metadata that was sent.
 
         Metadata travels only from a source to its own replicas (s3-semantics, 2.2). So a backfill changes nothing where
         it sends a replica on and the destination has the version from elsewhere, or made it.

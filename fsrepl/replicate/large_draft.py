@@ -28,7 +28,7 @@ from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED
 from fsrepl.storage.read_back import ReadBack
 
 PAGE_BYTES = 4096
-"""The unit in which a changed block is compared with what is in its place in the base."""
+"""The unit in which a changed block is compared with the data at its place in the base."""
 _WRITTEN_BYTES = 8 << 20
 """The bytes that are written to the disk at once."""
 _COPIED_BYTES = 4 << 20
@@ -37,8 +37,8 @@ _FOLLOWED_MAX = 16
 """A clone is read back from the disk, and each write into it waits for the reads under way. Where more separate parts
 than this are written, it is read back when all of them are."""
 _LEAVES_CACHE_BYTES = 128 << 20
-"""From this size on a replica leaves the page cache as it gets to the disk: it would take the place of what people use,
-and to find memory for it takes longer than to copy it where all is in use."""
+"""From this size on a replica leaves the page cache as it gets to the disk. It would displace data that people use; and
+where all memory is in use, finding some takes longer than the copy."""
 _LEFT_BYTES = 64 << 20
 """The most bytes left in the page cache, since they are not on the disk yet."""
 _RESERVED_MAX = 256
@@ -149,8 +149,8 @@ class _LargeFile(StagedFile):
             self._leave_cache(at)
 
     def _leave_cache(self, at: int) -> None:
-        """Drop from the page cache what is on the disk and was read back, and what was copied from the version before.
-        What is not on the disk stays there."""
+        """Drop from the page cache the data that is on the disk and was read back, and the data that was copied from
+        the version before. Data that is not on the disk yet stays there."""
         if self.replica.size < _LEAVES_CACHE_BYTES or self._read_back is None or at - self._left_at < _LEFT_BYTES:
             return
         self._left_at = at
@@ -162,7 +162,8 @@ class _LargeFile(StagedFile):
     def _steps(
         self, plan: Plan, base: Base | None, *, cloned: bool, is_new: bool
     ) -> list[tuple[Span, Callable[[], bool]]]:  # fmt: skip
-        """The parts in order, each with what fills it in from here; that returns False where it must be sent."""
+        """The parts in order, each with the function that fills it in from here, and returns False where the part must
+        be sent."""
         steps: list[tuple[Span, Callable[[], bool]]] = []
         if base is not None:
             moves = plan.moved if cloned else [*plan.moved, *(Move(span.at, *span) for span in plan.kept)]

@@ -225,8 +225,8 @@ def _show(
 
 
 def _in_order(items: Iterable[Item]) -> list[Item]:
-    """Directories before what is in them, a file before other names of it; markers last, and of those a directory's
-    after those of what is in it."""
+    """Directories before their entries, a file before other names of it, and markers last: a directory's after those of
+    its entries."""
     of: dict[tuple[bool, bool], list[Item]] = {(m, d): [] for m in (False, True) for d in (False, True)}
     for item in items:
         of[item.delivery.marker, keys.is_directory(item.delivery.key)].append(item)

@@ -234,8 +234,8 @@ class _Carrying:
             self._key.bring_newest_on_top(latest)
 
     def _is_sound(self, replica: Version) -> bool:
-        """Whether what was found after a crash is what was sent. It is read back where the service is not believed, and
-        removed where it is not.
+        """Whether an object that was found after a crash is the version that was sent. It is read back where the
+        service is not trusted, and removed where it differs.
         """
         if self._task.is_believed or not self._task.in_doubt:
             return True
@@ -310,7 +310,7 @@ class _Carrying:
     def _bring_into_line(self, replica: Version, head: Head, recorded: DeliveryRecord, groups: frozenset[str]) -> str:
         """Give a version that the bucket has the metadata that is sent; the id of its new object, if it has one.
 
-        A version that came from elsewhere, and that a backfill sends on, keeps what it has.
+        A replica that a backfill sends on keeps the metadata that it has there.
         """
         form = form_of(replica)
         if recorded.job and head.metadata.get("fsrepl-origin") != form.metadata["fsrepl-origin"]:

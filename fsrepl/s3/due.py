@@ -108,7 +108,8 @@ def is_abandoned(lifecycle: Lifecycle, began_ns: int, now_ns: int) -> bool:
 def upcoming(
     lifecycle: Lifecycle, key: bytes, versions: Sequence[Facts], versioning: Versioning, *, batch: bool = False
 ) -> list[Action]:
-    """All actions that rules request for a key in its current state, earliest first, with what blocks each."""
+    """All actions that rules request for a key in its current state, earliest first, each with the reason that blocks
+    it."""
     found = sorted(asked(lifecycle, key, versions, versioning), key=lambda each: each.due_ns)
     return [replace(each, blocked_by=_blocked(each, versions, versioning, batch=batch)) for each in found]
 

@@ -227,8 +227,7 @@ def _replaced_in_cache(
 
 
 def _compared(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None) -> hashing.Hashed:
-    """Go on with a copy that an earlier try left: what is there is compared with the file, and written where it
-    differs."""
+    """Continue a copy that an earlier try left: its data is compared with the file, and written where it differs."""
     fs, started = bucket.fs, 0
     _reserve(bucket, to, fd)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 ANSWER_S = 5.0
 LOOK_S = 1.0
-"""For a command that shows what it can, and so does not wait long for one region of many."""
+"""For a command that shows many regions, and does not wait long for one."""
 
 Questions = Mapping[str, Callable[[], Any]]
 Asker = Callable[[Questions], dict[str, Any]]
@@ -33,7 +33,7 @@ def no_answer(within_s: float = ANSWER_S) -> str:
 
 
 def silent(questions: Questions, within_s: float = ANSWER_S) -> frozenset[str]:
-    """The questions without an answer in time, whatever the answer is.
+    """The questions that got no answer in time.
 
     A child that has the processor, or waits for it, hangs in no filesystem: on a busy machine it has ANSWER_S.
     """

@@ -308,7 +308,7 @@ def _show(file: File, fields: Mapping[str, bytes], home: Home) -> None:
 
 
 def show_again(file: File, seen: Seen, version: Version) -> None:
-    """Show what is to be shown beside an inline record of a version, where its user has changed that."""
+    """Write the attributes beside an inline record of a version again, where its user has changed them."""
     if (inline_name := inline_attribute(file.bucket)) != attributes.RECORD:
         beside = record_form.shown_beside(seen.on_file[inline_name])
         shown = record_form.shown_of(version) if beside is None else {attributes.RECORD: beside}

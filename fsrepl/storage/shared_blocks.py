@@ -15,7 +15,8 @@ from fsrepl.storage.fs import UNSUPPORTED, Fs
 def have_same(fs: Fs, fd: int, other: int) -> bool:
     """Whether two open files share all their blocks now; False where the filesystem does not say.
 
-    What was read of one of them while they shared all before and after is the content of the other. Raises OSError.
+    Data read from one of them is the content of the other, if they shared all blocks before and after the read. Raises
+    OSError.
     """
     if not fs.stat_fd(fd).st_size == fs.stat_fd(other).st_size > 0:
         return False

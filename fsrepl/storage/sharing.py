@@ -84,8 +84,8 @@ def links_views(bucket: OpenBucket) -> bool:
 
 
 def may_be_view(posix: Posix | None) -> bool:
-    """Whether a stored file with this metadata can be its own view: a regular file, and one that can hold its record,
-    which without privilege its owner must be able to read and write."""
+    """Whether a stored file with this metadata can be its own view: a regular file that can hold its record; without
+    privilege, its owner must be able to read and write it."""
     if posix is None:
         return True
     return is_file(posix) and (posix.mode & 0o600 == 0o600 or os.geteuid() == 0)

@@ -48,8 +48,8 @@ BUCKET = attributes.OURS + "bucket"
 """An attribute of a content: the uuid of its bucket. A bucket that was removed may have had the same name."""
 _LINK = re.compile(rb"(?s)/(?P<bucket>[^/]+)/(?P<name>(?P<token>[0-9a-f]{32});[^/]+)")
 _SEARCHABLE = 0o711
-"""The mode of a bucket's folder in a tier. Who has a symlink to a content may open that, if its own mode permits;
-nobody can list the others, whose tokens cannot be guessed."""
+"""The mode of a bucket's folder in a tier. Users can open a content to which a symlink leads, if its mode permits, and
+cannot list the others, whose tokens cannot be guessed."""
 _NO_INODE = Posix(0o600, 0, 0, 0)
 
 
@@ -260,7 +260,7 @@ class OpenTier:
         return self.fs.open_read(self.fd, keys.tier_name(place.token, key))
 
     def open_shown(self, key: bytes, place: Place) -> int:
-        """The file to which the symlink of a version's content leads, whatever is in it now. Raises FileNotFoundError;
+        """The file to which the symlink of a version's content leads, with any content. Raises FileNotFoundError;
         ELOOP where it leads nowhere: archived content that is not restored."""
         return self.fs.open_read(self.fd, keys.tier_name(place.token, key))
 

@@ -24,7 +24,7 @@ VANISHED = GONE | {errno.ELOOP}
 """Errors of opening a directory that was just listed, when it is removed or replaced: by a file, or by a link."""
 
 Failed = Callable[[bytes, OSError], None]
-"""Called with the path of a directory that cannot be read. Directories found in it by then are walked all the same."""
+"""Called with the path of a directory that cannot be read. Directories found in it by then are still walked."""
 
 
 def leave_out(path: bytes, error: OSError) -> None:

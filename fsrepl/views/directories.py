@@ -289,8 +289,8 @@ def adopt(bucket: OpenBucket, path: bytes) -> None:
 
 
 def is_edited(bucket: OpenBucket, path: bytes) -> bool:
-    """Whether a directory that was adopted here has other permissions than it was given. Those of one that sources
-    deliver into are brought into line with theirs instead."""
+    """Whether a directory that was adopted here has other permissions than it was given. A directory that sources
+    deliver into gets their permissions instead."""
     at = bucket.stored_directory(path)
     known = _read(bucket, at)
     fd = _made(bucket, at, path, known)

@@ -42,7 +42,8 @@ class Overtaken(Struct, frozen=True):
 def clear(
     bucket: OpenBucket, journal: Journal, quiet_s: float, intents: Collection[intents.Intent] | None = None
 ) -> list[Overtaken]:
-    """Remove recorded content, put unrecorded content back, and leave the rest for the next look; what was overtaken.
+    """Remove recorded content, put unrecorded content back, and leave the rest for the next look; the files that were
+    overtaken.
 
     quiet_s: how long a file must be unchanged where writers cannot be detected.
     intents: at a start, those of the crash that may have left these files. The file that an intent expected was

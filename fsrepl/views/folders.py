@@ -64,7 +64,7 @@ def make(bucket: OpenBucket, version: Version) -> int:
 
 
 def change(bucket: OpenBucket, fd: int, version: Version) -> None:
-    """Give an open directory the metadata of a version; what it cannot have is recorded as the shortfall."""
+    """Give an open directory the metadata of a version; metadata that it does not take is recorded as the shortfall."""
     _, shortfall = _give(bucket, fd, version)
     _record(bucket, version, shortfall)
 

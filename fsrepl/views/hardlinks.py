@@ -76,8 +76,8 @@ def overwritten_version(
 
 
 def is_apart(bucket: OpenBucket, key: bytes, known: Object | None) -> bool:
-    """Whether a view that is gone was a file of its own, and not that of the version that it showed: then it took
-    nothing along."""
+    """Whether a view that is gone was a separate file, and not the stored file of its version, which its removal would
+    have changed too."""
     if known is None or known.view is None or known.view.is_link or not known.view.shown or keys.is_directory(key):
         return False
     found = _stored(bucket, key, known.view.shown)

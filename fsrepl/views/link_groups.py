@@ -80,8 +80,8 @@ class LinkGroups:
         return b""
 
     def _names(self, version: Version, link: tuple[bytes, str]) -> Iterator[tuple[bytes, str]]:
-        """Versions here whose views are to be one file with a version's: the one that it names; then, where that is
-        gone, the other names of its source's file."""
+        """Versions here whose views are to be one file with a version's view: the version that it names, and, where
+        that is gone, the other names of its source's file."""
         if link[0] != version.key:
             yield link
         source = self._journal.versions.object(version.source, version.key) if version.source else None
@@ -211,7 +211,8 @@ class LinkGroups:
             self._shown[other.version.key] = view_of(found, other.view.shown, racy=other.view.racy)
 
     def _give(self, name: bytes, version: Version) -> tuple[os.stat_result, Shortfall]:
-        """Give a file or symlink in .fsrepl/tmp a version's metadata; its status then, and what it could not take."""
+        """Give a file or symlink in .fsrepl/tmp a version's metadata; its status then, and the metadata that it did not
+        take."""
         bucket, is_link = self._bucket, version.kind is Kind.LINK
         fd = bucket.fs.open_inode(bucket.tmp, name) if is_link else records.open_file(bucket, bucket.tmp, name)
         try:

@@ -97,7 +97,7 @@ def write(bucket: OpenBucket, recent: Recent | None, version: Version) -> None:
 
 
 def share_shortfall(bucket: OpenBucket, recent: Recent | None, version: Version, names: Iterable[Name]) -> None:
-    """Record for the other names of a file what it could not take of a version's metadata, as is on that one's record.
+    """Record for the other names of a file the metadata that it did not take, as the record of this version has it.
 
     Raises OSError, StoreDamaged.
     """

@@ -1,4 +1,4 @@
-"""Hidden copy -> durable -> visible, and the guarantees at a power cut in between.
+"""A view is replaced or removed: the hidden copy is made durable, then visible, each step safe at a power cut.
 
 The order of a batch, each step durable before the next begins:
 
