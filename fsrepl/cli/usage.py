@@ -46,8 +46,8 @@ def du(
         with progress.bar(f"adding up {shown(where)}"):
             document: dict[str, Any] = dict(usage.usage(site, journal, addresses))
         if disk:
-            with _counted() as told:
-                document["Disk"] = usage.disk_usage(site, journal, addresses, told).document()
+            with _counted() as note:
+                document["Disk"] = usage.disk_usage(site, journal, addresses, note).document()
     if json:
         print_json(document)
         return
@@ -75,11 +75,11 @@ def _counted() -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     with progress.alone(), console.status("looking at the files") as status:
 
-        def told(number: int) -> None:
+        def note(number: int) -> None:
             if number % _TOLD_FILES == 0:
                 status.update(f"looking at the files: {number:,}")
 
-        yield told
+        yield note
 
 
 def _say_disk(found: dict[str, int]) -> None:

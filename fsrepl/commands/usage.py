@@ -72,11 +72,11 @@ class DiskUsage(Struct):
         }  # fmt: skip
 
 
-def disk_usage(site: Site, journal: Journal, addresses: Iterable[str], told: Callable[[int], None]) -> DiskUsage:
+def disk_usage(site: Site, journal: Journal, addresses: Iterable[str], progress: Callable[[int], None]) -> DiskUsage:
     """The space of some buckets on their disks: files, stored versions, and content in tiers. Every file is looked at.
 
-    told: called with the number of files so far. Raises FsreplError where a bucket is away; content in a tier that is
-    away is not counted.
+    progress: called with the number of files so far. Raises FsreplError where a bucket is away; content in a tier that
+    is away is not counted.
     """
     every, kept, tiers_ = Blocks(), Blocks(), Blocks()
     number = 0
@@ -92,7 +92,7 @@ def disk_usage(site: Site, journal: Journal, addresses: Iterable[str], told: Cal
                     if is_kept:
                         kept.add(found, shared)
                 number += 1
-                told(number)
+                progress(number)
             for found in _in_tiers(bucket):
                 tiers_.add(found)
     return DiskUsage(every.used, every.allocated - every.used, every.used - kept.used, tiers_.used)

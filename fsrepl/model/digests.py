@@ -96,13 +96,13 @@ def of_chunks(chunks: Iterable[bytes]) -> bytes:
     return hasher.digest()
 
 
-def counted(chunks: Iterable[bytes], told: Callable[[int], None] | None) -> Iterator[bytes]:
-    """The chunks unchanged. told: called with the number of bytes consumed, each time the next chunk is requested."""
+def counted(chunks: Iterable[bytes], progress: Callable[[int], None] | None) -> Iterator[bytes]:
+    """The chunks unchanged. progress: called with the number of bytes consumed, whenever a chunk is requested."""
     done = 0
     for chunk in chunks:
         yield chunk
-        if told is not None:
-            told(done := done + len(chunk))
+        if progress is not None:
+            progress(done := done + len(chunk))
 
 
 def short(name: bytes) -> str:

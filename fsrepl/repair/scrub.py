@@ -188,7 +188,7 @@ def _read(
     limiter, begin = region.engine.scrub_limiter, current.read_of(stored.order)
     before, earlier = found.bytes, progress.bytes_done
 
-    def told(done: int, count: int) -> bool:
+    def note(done: int, count: int) -> bool:
         found.bytes = before + max(0, done - begin)
         progress.came_to(earlier - begin + done)
         limiter.sent(count)
@@ -197,7 +197,7 @@ def _read(
 
     fd = versions.open_stored(bucket, version)
     try:
-        result = scrub_read.read(bucket, version, fd, begin, current.part_bytes, told)
+        result = scrub_read.read(bucket, version, fd, begin, current.part_bytes, note)
     except scrub_read.Stopped:
         found.bytes = before
         raise

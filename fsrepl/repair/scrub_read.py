@@ -24,7 +24,7 @@ _RUN_BYTES = 8 << 20
 """Adjacent blocks are read together up to this size, which no block exceeds."""
 _PAGE_BYTES = 4096
 
-Told = Callable[[int, int], bool]
+Progress = Callable[[int, int], bool]
 """Receives up to where a version was read, and how many bytes that took from the disk. It may wait; False: read no
 more."""
 
@@ -45,7 +45,7 @@ class Read(Struct, frozen=True):
         return self.upto >= self.size or not self.matches
 
 
-def read(bucket: OpenBucket, version: Version, fd: int, begin: int, most: int, told: Told) -> Read:
+def read(bucket: OpenBucket, version: Version, fd: int, begin: int, most: int, progress: Progress) -> Read:
     """Read a version, in a file from open_stored, or a part of it from a place on, of about `most` bytes.
 
     Raises Stopped, OSError, StoreDamaged.
@@ -53,7 +53,7 @@ def read(bucket: OpenBucket, version: Version, fd: int, begin: int, most: int, t
     size = bucket.fs.stat_fd(fd).st_size
     is_in_parts = size > scrub.BATCH_BYTES and not (version.place is not None and version.place.is_archived)
     if is_in_parts and (blocks := maps.read(bucket, version.digest)) is not None and blocks.size == size:
-        upto = _read_part(bucket.fs, fd, blocks, begin, begin + most, told)
+        upto = _read_part(bucket.fs, fd, blocks, begin, begin + most, progress)
         if upto is not None:
             return Read(upto, size)
     before = 0
@@ -61,18 +61,18 @@ def read(bucket: OpenBucket, version: Version, fd: int, begin: int, most: int, t
     def counted(done: int) -> None:
         nonlocal before
         before, count = done, done - before
-        if not told(done, count):
+        if not progress(done, count):
             raise Stopped
 
     if not is_in_parts:
         return Read(size, size, versions.stored_digest(bucket, version, fd, counted) == version.digest)
-    found = hashing.content(bucket.fs, fd, blocks=True, told=counted, read=hashing.PastCache(bucket.fs, fd))
+    found = hashing.content(bucket.fs, fd, blocks=True, progress=counted, read=hashing.PastCache(bucket.fs, fd))
     if found.digest == version.digest and found.blocks is not None:
         maps.write(bucket, found.blocks)
     return Read(size, size, found.digest == version.digest)
 
 
-def _read_part(fs: Fs, fd: int, blocks: BlockMap, begin: int, end: int, told: Told) -> int | None:
+def _read_part(fs: Fs, fd: int, blocks: BlockMap, begin: int, end: int, progress: Progress) -> int | None:
     """Up to where a file has what its map says, from a place up to about another one; None where it has not."""
     reader, upto = _Reader(fs, fd), begin
     for run in _runs(blocks, begin):
@@ -90,7 +90,7 @@ def _read_part(fs: Fs, fd: int, blocks: BlockMap, begin: int, end: int, told: To
             if any(digests.of(data[each.at - place : each.end - place]) != each.digest for each in run):
                 return None
             count = upto - place
-        if not told(upto, count):
+        if not progress(upto, count):
             break
     return upto
 

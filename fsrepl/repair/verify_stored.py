@@ -67,12 +67,12 @@ class StoredVersions:
                 return True
             before = self.tally.bytes
 
-            def told(done: int) -> None:
+            def note(done: int) -> None:
                 self.hooks.read(before + done - self.tally.bytes)
                 self.tally.bytes = before + done
                 self.hooks.progress(self.tally)
 
-            matches = versions.stored_digest(side.bucket, version, fd, told) == version.digest
+            matches = versions.stored_digest(side.bucket, version, fd, note) == version.digest
         finally:
             fs.close(fd)
         if matches and verified is not None:

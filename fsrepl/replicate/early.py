@@ -67,13 +67,13 @@ def _begin(region: Region, state: BucketState, update: Expected) -> None:
                 return
             progress = limits.Progress(early.key, "", update.source, address, version.size, what="preparing")
 
-            def told(done: int) -> None:
+            def note(done: int) -> None:
                 progress.came_to(done)
                 if progress.stop:
                     early.stop()
 
             with region.engine.progress(progress):
-                early.make(bucket, version, told)
+                early.make(bucket, version, note)
 
     def finish(result: Exception | None) -> None:
         if isinstance(result, Exception) and state.replicas.early.get(at) is early:

@@ -263,7 +263,8 @@ class _LargeFile(StagedFile):
 
     def damaged(self, blocks: BlockMap, on_read: Callable[[int], None] | None = None) -> list[Span]:
         read_back, self._read_back = self._read_back, None
-        found = read_back.result(blocks.size) if read_back else hashing.content(self.bucket.fs, self.fd, told=on_read)
+        fs = self.bucket.fs
+        found = read_back.result(blocks.size) if read_back else hashing.content(fs, self.fd, progress=on_read)
         if (found.digest, found.size) == (blocks.digest, blocks.size):
             maps.write(self.bucket, blocks)
             return []

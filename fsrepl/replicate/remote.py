@@ -304,8 +304,8 @@ class _Carrying:
 
     def _digest(self, name: str, remote: str) -> bytes:
         chunks = self._bucket.content(name, remote)
-        told = self._progress.verified_to if self._progress is not None else None
-        return digests.of_chunks(digests.counted(chunks, told))
+        progress = self._progress.verified_to if self._progress is not None else None
+        return digests.of_chunks(digests.counted(chunks, progress))
 
     def _bring_into_line(self, replica: Version, head: Head, recorded: DeliveryRecord, groups: frozenset[str]) -> str:
         """Give a version that the bucket has the metadata that is sent; the id of its new object, if it has one.

@@ -387,8 +387,8 @@ class Bucket:
         return bucket_documents.read(self.fs, opened.meta, self.address, identity, self._removed.ids, self._named)
 
 
-def content_digest(bucket: OpenBucket, fd: int, told: Callable[[int], None] | None = None) -> bytes:
-    """The BLAKE3 of an open file, 32 bytes. told: called with the number of bytes hashed."""
+def content_digest(bucket: OpenBucket, fd: int, progress: Callable[[int], None] | None = None) -> bytes:
+    """The BLAKE3 of an open file, 32 bytes. progress: called with the number of bytes hashed."""
     if bucket.fs.stat_fd(fd).st_size >= hashing.PARALLEL_BYTES:
-        return hashing.content(bucket.fs, fd, told=told).digest
-    return digests.of_chunks(digests.counted(bucket.fs.chunks(fd), told))
+        return hashing.content(bucket.fs, fd, progress=progress).digest
+    return digests.of_chunks(digests.counted(bucket.fs.chunks(fd), progress))

@@ -18,7 +18,7 @@ from fsrepl.storage.read_back import ReadBack
 _ZEROS = bytes(1 << 20)
 _COPY_BYTES = 64 << 20
 _STARTED_BYTES = 8 << 20
-"""The kernel is told in parts of this size what to write to the disk: for smaller ones it takes as long each."""
+"""The kernel is asked to write to the disk in parts of this size: a smaller part takes it as long."""
 REPLACES_CACHED_BYTES = 128 << 20
 """From this size on a copy replaces the version before in the page cache: other memory would be taken from what people
 use, and to find it takes longer than to copy where all is in use."""
@@ -26,10 +26,10 @@ _RESERVED_MAX = 256
 """The most separate parts of a sparse file that are reserved in advance."""
 
 
-def copy_aside(bucket: OpenBucket, fd: int, name: bytes, told: Callable[[int], None] | None = None) -> bytes:
+def copy_aside(bucket: OpenBucket, fd: int, name: bytes, progress: Callable[[int], None] | None = None) -> bytes:
     """Copy an open file to a name in .fsrepl/tmp; the BLAKE3 of the copy. On failure nothing is left.
 
-    told: called with the number of bytes copied and hashed.
+    progress: called with the number of bytes copied and hashed.
     """
     to = bucket.fs.create(bucket.tmp, name)
     try:
@@ -37,11 +37,11 @@ def copy_aside(bucket: OpenBucket, fd: int, name: bytes, told: Callable[[int], N
             if bucket.bucket.sharing == "private":
                 raise OSError(errno.ENOTSUP, "a copy of its own was asked for")
             bucket.fs.clone(to, fd)
-            return digests.of_chunks(digests.counted(bucket.fs.chunks(to), told))
+            return digests.of_chunks(digests.counted(bucket.fs.chunks(to), progress))
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-        read = digests.Passing(digests.counted(bucket.fs.chunks(fd), told))
+        read = digests.Passing(digests.counted(bucket.fs.chunks(fd), progress))
         bucket.fs.write_sparse(to, read)
         return read.digest()
     except BaseException:
@@ -87,7 +87,7 @@ class Before(NamedTuple):
 
 
 def copy_large(
-    bucket: OpenBucket, fd: int, lasting: bytes, name: bytes, told: Callable[[int], None] | None = None,
+    bucket: OpenBucket, fd: int, lasting: bytes, name: bytes, progress: Callable[[int], None] | None = None,
     *, alike: Alike | None = None, before: Before | None = None,
 ) -> bytes:  # fmt: skip
     """Copy a large open file to a name in .fsrepl/tmp, durably, and map it; the BLAKE3 of the copy.
@@ -95,16 +95,16 @@ def copy_large(
     Until it is complete it has a lasting name. What an earlier try left there is compared with the file, and not
     written again. It is kept for the next try where the process ends, and removed after any other failure. A clone that
     shares all of its blocks with a stored version is not read: it has that version's content. Of one that shares some
-    with the version before, only the others are cut. told: as in copy_aside. alike: the versions that may have the
+    with the version before, only the others are cut. progress: as in copy_aside. alike: the versions that may have the
     content.
     """
     to, again = staging.open_lasting(bucket, lasting)
     try:
-        found = _cloned(bucket, to, fd, told, alike, before)
+        found = _cloned(bucket, to, fd, progress, alike, before)
         if found is None and not again:
-            found = _copied(bucket, to, lasting, fd, told, before)
+            found = _copied(bucket, to, lasting, fd, progress, before)
         if found is None:
-            found = _compared(bucket, to, fd, told)
+            found = _compared(bucket, to, fd, progress)
         bucket.fs.sync_file(to)
         bucket.fs.rename(bucket.tmp, lasting, bucket.tmp, name)
     except OSError as error:
@@ -119,7 +119,7 @@ def copy_large(
 
 
 def _cloned(
-    bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None, alike: Alike | None,
+    bucket: OpenBucket, to: int, fd: int, progress: Callable[[int], None] | None, alike: Alike | None,
     before: Before | None,
 ) -> hashing.Hashed | None:  # fmt: skip
     if bucket.bucket.sharing == "private":
@@ -139,11 +139,11 @@ def _cloned(
     with contextlib.ExitStack() as opened:
         if shared_blocks.is_warmer(bucket.fs, fd, to) and shared_blocks.have_same(bucket.fs, fd, to):
             known = _unchanged_blocks(bucket, to, before, opened)
-            found = hashing.content(bucket.fs, fd, blocks=True, told=told, known=known)
+            found = hashing.content(bucket.fs, fd, blocks=True, progress=progress, known=known)
             if found.size == size and shared_blocks.have_same(bucket.fs, fd, to):
                 return found
         known = _unchanged_blocks(bucket, to, before, opened)
-        return hashing.content(bucket.fs, to, blocks=True, told=told, known=known)
+        return hashing.content(bucket.fs, to, blocks=True, progress=progress, known=known)
 
 
 def _shared_digest(bucket: OpenBucket, fd: int, key: bytes, version_id: str) -> bytes:
@@ -183,7 +183,7 @@ def _open_stored(bucket: OpenBucket, at: int, name: bytes, opened: contextlib.Ex
 
 
 def _copied(
-    bucket: OpenBucket, to: int, name: bytes, fd: int, told: Callable[[int], None] | None, before: Before | None
+    bucket: OpenBucket, to: int, name: bytes, fd: int, progress: Callable[[int], None] | None, before: Before | None
 ) -> hashing.Hashed | None:
     """Copy a file, not through this process, and hash the copy meanwhile; None where the filesystem cannot.
 
@@ -195,7 +195,7 @@ def _copied(
     fs.truncate(to, size)
     with contextlib.ExitStack() as opened:
         earlier = _replaced_in_cache(bucket, before, size, opened)
-        read_back = ReadBack(bucket, name, told, blocks=True)
+        read_back = ReadBack(bucket, name, progress, blocks=True)
         opened.callback(read_back.cancel)
         try:
             end = 0
@@ -213,7 +213,7 @@ def _copied(
                 raise
             return None
     fs.truncate(to, left)  # it was cut short meanwhile
-    return hashing.content(fs, to, blocks=True, told=told)
+    return hashing.content(fs, to, blocks=True, progress=progress)
 
 
 def _replaced_in_cache(
@@ -226,7 +226,7 @@ def _replaced_in_cache(
     return None
 
 
-def _compared(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None) -> hashing.Hashed:
+def _compared(bucket: OpenBucket, to: int, fd: int, progress: Callable[[int], None] | None) -> hashing.Hashed:
     """Continue a copy that an earlier try left: its data is compared with the file, and written where it differs."""
     fs, started = bucket.fs, 0
     _reserve(bucket, to, fd)
@@ -243,7 +243,7 @@ def _compared(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] 
             fs.start_writing(to, started, size)
             started += size
 
-    found = hashing.content(fs, fd, blocks=True, copy=write, told=told)
+    found = hashing.content(fs, fd, blocks=True, copy=write, progress=progress)
     fs.truncate(to, found.size)
     return found
 

@@ -36,21 +36,21 @@ class EarlyCopy:
         self._fd = -1
         self._done = 0
 
-    def make(self, bucket: OpenBucket, version: Version, told: Callable[[int], None]) -> None:
-        """Copy the version, until that is stopped. told: called with the number of bytes done. Raises OSError."""
+    def make(self, bucket: OpenBucket, version: Version, progress: Callable[[int], None]) -> None:
+        """Copy the version, until that is stopped. progress: called with the number of bytes done. Raises OSError."""
         with self._guard:
             if self._stopped:
                 return
             self._begun = True
         try:
-            self._copy(bucket, version, told)
+            self._copy(bucket, version, progress)
         finally:
             with self._guard:
                 self._over.set()
                 if self._abandoned:
                     self._close(bucket.fs)
 
-    def _copy(self, bucket: OpenBucket, version: Version, told: Callable[[int], None]) -> None:
+    def _copy(self, bucket: OpenBucket, version: Version, progress: Callable[[int], None]) -> None:
         fs, may_share = bucket.fs, bucket.bucket.sharing != "private"
         with contextlib.ExitStack() as opened:
             opened.callback(fs.close, before := versions.open_content(bucket, version))
@@ -62,7 +62,7 @@ class EarlyCopy:
                 if version.size >= copying.REPLACES_CACHED_BYTES:
                     fs.drop_cache(before, self._done, size)  # nothing else of the delivery reads it
                 self._done += size
-                told(self._done)
+                progress(self._done)
 
     def stop(self) -> None:
         """Copy no more."""

@@ -175,13 +175,13 @@ Copy = Callable[[Piece], None]
 
 def content(
     fs: Fs, fd: int, *, blocks: bool = False, average: int = 0, copy: Copy | None = None,
-    told: Callable[[int], None] | None = None, read: Read | None = None, final: Final | None = None,
+    progress: Callable[[int], None] | None = None, read: Read | None = None, final: Final | None = None,
     known: Iterable[Block] = (),
 ) -> Hashed:  # fmt: skip
     """Hash a file. blocks: cut it into blocks, too, of an average size or, with 0, of that which its size suggests.
 
     known: blocks that it is known to have: see Cutter. copy: called with each piece, in order, in a thread of its own;
-    told: with the number of bytes done so far. final: where the file is being written meanwhile, in order. Raises
+    progress: with the number of bytes done so far. final: where the file is being written meanwhile, in order. Raises
     OSError.
     """
     hasher = digests.Hasher(parallel=final is None and not blocks)
@@ -195,8 +195,8 @@ def content(
             end, jobs = working.popleft()
             for job in jobs:
                 job.result()
-            if told is not None:
-                told(end)
+            if progress is not None:
+                progress(end)
 
     with (
         contextlib.closing(pieces(fs, fd, read, final)) as found,
@@ -211,7 +211,7 @@ def content(
                 hasher.update(piece.data)
             else:
                 wait(0)
-                _hash_hole(fs, hasher, piece, told)
+                _hash_hole(fs, hasher, piece, progress)
             size = piece.at + piece.size
             working.append((size, jobs))
             wait(_BEHIND)
@@ -220,12 +220,12 @@ def content(
     return Hashed(digest, size, cutter.map(digest) if cutter is not None else None)
 
 
-def _hash_hole(fs: Fs, hasher: digests.Hasher, hole: Piece, told: Callable[[int], None] | None) -> None:
+def _hash_hole(fs: Fs, hasher: digests.Hasher, hole: Piece, progress: Callable[[int], None] | None) -> None:
     if hole.size < HOLE_BYTES:
         for zeros in fs.zeros(hole.size):
             hasher.update(zeros)
         return
-    note = (lambda done: told(hole.at + done)) if told is not None else None
+    note = (lambda done: progress(hole.at + done)) if progress is not None else None
     hasher.zeros(hole.size, digests.counted(fs.zeros(hole.size), note))
 
 
@@ -236,12 +236,12 @@ def _cut(cutter: Cutter, piece: Piece) -> None:
         cutter.hole(piece.size)
 
 
-def digest_past_cache(fs: Fs, fd: int, size: int, told: Callable[[int], None] | None = None) -> bytes:
-    """The BLAKE3 of an open file of about a size, read past the page cache. told: as in content. Raises OSError."""
+def digest_past_cache(fs: Fs, fd: int, size: int, progress: Callable[[int], None] | None = None) -> bytes:
+    """The BLAKE3 of an open file of about a size, read past the page cache. progress: as in content. Raises OSError."""
     if size >= SMALL_BYTES:
-        return content(fs, fd, told=told, read=PastCache(fs, fd)).digest
+        return content(fs, fd, progress=progress, read=PastCache(fs, fd)).digest
     was_cached = fs.is_cached(fd, 0, size)
-    digest = digests.of_chunks(digests.counted(fs.chunks(fd), told))
+    digest = digests.of_chunks(digests.counted(fs.chunks(fd), progress))
     if not was_cached:
         fs.drop_cache(fd)
     return digest

@@ -40,7 +40,7 @@ class ReadBack:
     def _hash(self) -> hashing.Hashed:
         try:
             return hashing.content(
-                self._fs, self._fd, blocks=self._blocks, told=self._told, read=self._read, final=self._wait
+                self._fs, self._fd, blocks=self._blocks, progress=self._note, read=self._read, final=self._wait
             )
         finally:
             self._fs.close(self._fd)
@@ -57,7 +57,7 @@ class ReadBack:
             self._raise_if_cancelled()
             return self._final if self._complete else self._final // _PAGE_BYTES * _PAGE_BYTES  # as direct reads need
 
-    def _told(self, done: int) -> None:
+    def _note(self, done: int) -> None:
         self._raise_if_cancelled()
         self.position = done
         if self._on_read is not None:

@@ -282,13 +282,13 @@ def open_stored(bucket: OpenBucket, version: Version) -> int:
 
 
 def stored_digest(
-    bucket: OpenBucket, version: Version, fd: int, told: Callable[[int], None] | None = None
+    bucket: OpenBucket, version: Version, fd: int, progress: Callable[[int], None] | None = None
 ) -> bytes:  # fmt: skip
     """The BLAKE3 of the content in a file from open_stored, read past the page cache; decompressed where it is archived
-    so. told: called with the number of bytes hashed. Raises OSError, StoreDamaged."""
+    so. progress: called with the number of bytes hashed. Raises OSError, StoreDamaged."""
     if version.place is not None and version.place.is_archived:
-        return digests.of_chunks(digests.counted(tiers.decoded(bucket.fs, fd, version.place), told))
-    return hashing.digest_past_cache(bucket.fs, fd, bucket.fs.stat_fd(fd).st_size, told)
+        return digests.of_chunks(digests.counted(tiers.decoded(bucket.fs, fd, version.place), progress))
+    return hashing.digest_past_cache(bucket.fs, fd, bucket.fs.stat_fd(fd).st_size, progress)
 
 
 def has(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False) -> bool:
