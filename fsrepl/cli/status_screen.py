@@ -190,7 +190,7 @@ def _transfers(transfers: list[dict[str, Any]], *, narrow: bool) -> Table:
     table = _table(*(("TRANSFER",) if narrow else ("TRANSFER", "TO")), "", "DONE", right=(2 if narrow else 3,))
     table.columns[-1].no_wrap = not narrow
     for t in transfers:
-        key, to = shown(t["key"]), _doing(t)
+        key, to = shown(t["key"]) or "all versions", _doing(t)
         table.add_row(
             *(Text(each) for each in ((f"{key} to {to}",) if narrow else (key, to))),
             ProgressBar(total=max(1, t["bytes_total"]), completed=t["bytes_done"], width=10 if narrow else 30),
@@ -210,7 +210,8 @@ def _doing(transfer: dict[str, Any]) -> str:
     """Where a transfer goes, or what is done within its bucket."""
     if transfer["source"] != transfer["destination"]:
         return str(transfer["destination"]) + (", being prepared" if transfer.get("what") == "preparing" else "")
-    return f"{transfer['source']}, being {'scrubbed' if transfer.get('what') == 'scrubbing' else 'captured'}"
+    done = {"scrubbing": "scrubbed", "verifying": "verified"}.get(transfer.get("what", ""), "captured")
+    return f"{transfer['source']}, being {done}"
 
 
 def _pace(transfer: dict[str, Any]) -> str:

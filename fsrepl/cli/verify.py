@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import secrets
 import sys
 import textwrap
 import time
@@ -31,7 +32,7 @@ from fsrepl.cli.common import (
     warn,
 )
 from fsrepl.cli.unrecorded import open_journal
-from fsrepl.daemon import requests
+from fsrepl.daemon import control, requests
 from fsrepl.errors import FsreplError, Usage, reason
 from fsrepl.model import clock, keys
 from fsrepl.model.address import Address
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 _PROGRESS_S = 0.1
 _SIGNS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "ok": ("✓", "green")}
 _PASS_S = 60.0
+_UNANSWERED_S = 30.0
+"""How long a daemon that did not answer is not told how far a verification is."""
 _DOCTOR_S = 10.0
 """Longer than the daemon's time limit for its regions to answer."""
 
@@ -104,9 +107,10 @@ def verify(
         hooks.examine = _examiner(performer)
         journal = stack.enter_context(open_journal(site))
         found = stack.enter_context(Verification(site, source, destination, journal, hooks))
+        hooks.progress = stack.enter_context(_told_to_daemon(found, journal))
         if progress.is_wanted():
             stack.enter_context(progress.alone())
-            hooks.progress = stack.enter_context(_progress(found, journal))
+            hooks.progress = stack.enter_context(_progress(found, journal, hooks.progress))
         hooks.verified = stack.enter_context(Verified(site.state, source, destination, resume=resume))
         if resume and not hooks.verified.resumes:
             warn("no interrupted verification of this to go on with; all is read")
@@ -289,14 +293,51 @@ def _name(difference: Difference) -> str:
     return f"{difference.bucket}/{os.fsdecode(difference.key)}"
 
 
+def _stored_bytes(found: Verification, journal: Journal | None) -> int:
+    """The bytes that are stored on both sides, as far as the journal knows them."""
+    buckets = [found.source, *found.destinations]
+    return sum(journal.totals.objects(bucket)[2] for bucket in buckets) if journal is not None else 0
+
+
 @contextlib.contextmanager
-def _progress(found: Verification, journal: Journal | None) -> Iterator[Callable[[Tally], None]]:
-    """A bar on the terminal, of the bytes that are stored on both sides as far as the journal knows them."""
+def _told_to_daemon(found: Verification, journal: Journal | None) -> Iterator[Callable[[Tally], None]]:
+    """Tells a daemon now and then how far the verification is, for `status` and the log. One that does not answer is
+    left alone for a while."""
+    from fsrepl.region.verifications import REPORTED_S
+
+    source, token, total = Address.parse_bucket(found.source), secrets.token_hex(8), _stored_bytes(found, journal)
+    next_s = time.monotonic() + REPORTED_S
+    was_told = False
+
+    def tell(done: int, *, is_over: bool = False) -> bool:
+        request = requests.NoteVerification(source, token, done, total, is_over)
+        with contextlib.suppress(FsreplError, OSError):
+            control.ask(state().settings.state, request, REPORTED_S)
+            return True
+        return False
+
+    def progress(tally: Tally) -> None:
+        nonlocal next_s, was_told
+        if time.monotonic() >= next_s:
+            is_told = tell(tally.bytes + tally.known)
+            was_told |= is_told
+            next_s = time.monotonic() + (REPORTED_S if is_told else _UNANSWERED_S)
+
+    try:
+        yield progress
+    finally:
+        if was_told:
+            tell(0, is_over=True)
+
+
+@contextlib.contextmanager
+def _progress(
+    found: Verification, journal: Journal | None, then: Callable[[Tally], None]
+) -> Iterator[Callable[[Tally], None]]:  # fmt: skip
+    """A bar on the terminal. then: called with each tally too."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    buckets = [found.source, *found.destinations]
-    total = sum(journal.totals.objects(bucket)[2] for bucket in buckets) if journal is not None else None
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -308,11 +349,12 @@ def _progress(found: Verification, journal: Journal | None) -> Iterator[Callable
         redirect_stdout=sys.stdout.isatty(),
     )
     with bar:
-        task = bar.add_task("verifying", total=total or None)
+        task = bar.add_task("verifying", total=_stored_bytes(found, journal) or None)
         told_s = 0.0
 
         def progress(tally: Tally) -> None:
             nonlocal told_s
+            then(tally)
             now_s = time.monotonic()
             if now_s - told_s >= _PROGRESS_S:
                 told_s = now_s

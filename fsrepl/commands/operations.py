@@ -251,6 +251,15 @@ def _finish_turn(engine: Engine, request: requests.FinishTurn) -> Answer:
     return {}
 
 
+def _note_verification(engine: Engine, request: requests.NoteVerification) -> Answer:
+    if request.is_over:
+        engine.verifications.end(request.token)
+    else:
+        source = engine.site.bucket(str(request.source)).address
+        engine.verifications.note(request.token, source, request.bytes_done, request.bytes_total)
+    return {}
+
+
 def _does(kind: type[R], step: Callable[[Engine, R], Answer]) -> Row:
     """A row of the table: a kind of request, and the step that receives it."""
     return kind, step
@@ -312,6 +321,7 @@ OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
         _does(requests.Look, _look),
         _in_region(requests.Capture, _capture),
         _does(requests.FinishTurn, _finish_turn),
+        _does(requests.NoteVerification, _note_verification),
         _does(requests.Diagnose, lambda e, r: doctor_facts.where_it_works(e.site, e.probes.ask)),
         _does(requests.LookAtServices, lambda e, r: {"Services": services.look(e.site)}),
         _does(requests.GetSite, lambda e, r: {"Site": str(Path(e.settings.path).parent)}),

@@ -107,4 +107,4 @@ def _blocked(engine: Engine) -> list[Document]:
 
 def _transfers(engine: Engine) -> list[Document]:
     now_s = time.monotonic()
-    return [progress.describe(now_s) for progress in list(engine.transfers)]
+    return [progress.describe(now_s) for progress in [*engine.transfers, *engine.verifications.under_way()]]

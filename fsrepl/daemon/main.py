@@ -269,9 +269,9 @@ class Daemon:
         self._state_answers = answers
 
     def _tell_of_transfers(self) -> None:
-        """Log how far each transfer and capture is that takes long."""
+        """Log how far each transfer, capture and verification is that takes long."""
         now_s = time.monotonic()
-        for progress in list(self.engine.transfers):
+        for progress in [*self.engine.transfers, *self.engine.verifications.under_way()]:
             if news := progress.news(now_s):
                 log.info("%s", news)
 

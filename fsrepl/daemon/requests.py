@@ -111,6 +111,16 @@ class FinishTurn(Request, frozen=True):
     op = "pass"
 
 
+class NoteVerification(OnSource, frozen=True):
+    """Show in `status` how far a verification is, which another process makes. token: what that is known by."""
+
+    op = "verify.note"
+    token: str
+    bytes_done: int
+    bytes_total: int
+    is_over: bool = False
+
+
 class GetSite(Request, frozen=True):
     op = "site"
 

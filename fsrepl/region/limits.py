@@ -101,8 +101,9 @@ class Progress(Struct):
         verified = f" verified_bytes={self.bytes_verified}" if self.bytes_verified else ""
         what = self.what or ("capturing" if self.source == self.destination else "replicating")
         where = "" if self.source == self.destination else f" to={self.destination} crossed_bytes={self.bytes_crossed}"
+        key = f' key="{keys.shown(self.key)}"' if self.key else ""
         return (
-            f'{what} bucket={self.source} key="{keys.shown(self.key)}"{where} done_bytes={self.bytes_done}{verified} '
+            f"{what} bucket={self.source}{key}{where} done_bytes={self.bytes_done}{verified} "
             f"size_bytes={self.bytes_total} bytes_per_s={rate:.0f}{left_s}"
         )
 

@@ -20,6 +20,7 @@ from fsrepl.region.reporter import Reporter
 from fsrepl.region.run_lock import RunLock
 from fsrepl.region.stager import Stager
 from fsrepl.region.under_way import Tasks
+from fsrepl.region.verifications import Verifications
 from fsrepl.region.workers import Workers
 from fsrepl.s3 import replication, roles
 from fsrepl.settings import Settings
@@ -63,6 +64,7 @@ class Runtime:
         """All moves of content between disks together."""
         self.recent = Recent()
         self.transfers: list[Progress] = []
+        self.verifications = Verifications()
         self.tasks = Tasks()
         self.probes = Threads()
         self.changed = threading.Condition()

@@ -6,6 +6,7 @@ import pytest
 
 from fsrepl.region import limits
 from fsrepl.region.limits import Progress, Rate
+from fsrepl.region.verifications import Verifications
 
 
 def test_a_rate_is_that_of_the_last_seconds() -> None:
@@ -19,6 +20,31 @@ def test_a_rate_is_that_of_the_last_seconds() -> None:
         rate.came_to(35_000 + (second - 30) * 10, 100.0 + second)
     assert rate.per_s(160.0) == pytest.approx(10)
     assert rate.per_s(175.0) == 0
+
+
+def test_a_verification_of_another_process_is_known_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 9: bytes, rate and time left, and a line a minute; one that was killed is forgotten."""
+    now_s = 1000.0
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now_s)
+    found, lines = Verifications(), []
+    for second in range(1, 71):
+        now_s = 1000.0 + second
+        found.note("a", "east/src", second * 50, 10_000)
+        found.note("b", "east/other", 10, 5)
+        lines += [each.news(now_s) for each in found.under_way()]
+    first, other = (each.describe(now_s) for each in found.under_way())
+    assert (first["key"], first["source"], first["destination"], first["what"]) == (
+        "", "east/src", "east/src", "verifying",
+    )  # fmt: skip
+    assert (first["bytes_done"], first["bytes_per_second"], first["eta_seconds"]) == (3500, 50, 130.0)
+    assert (other["bytes_done"], other["bytes_total"]) == (10, 10)
+    line, *_ = filter(None, lines)
+    assert line == "verifying bucket=east/src done_bytes=3050 size_bytes=10000 bytes_per_s=50 left_s=139"
+    found.end("b")
+    assert len(found.under_way()) == 1
+    now_s += 11
+    assert found.under_way() == []
+    found.end("a")
 
 
 @pytest.mark.parametrize("to", ["west/dst", "east/src"])

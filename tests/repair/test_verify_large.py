@@ -8,9 +8,16 @@ import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from fsrepl.cli import verify as cli
+from fsrepl.commands import operations
+from fsrepl.daemon import live, requests
+from fsrepl.errors import NotRunning
+from fsrepl.model.keys import Document
+from fsrepl.region import verifications
 from fsrepl.repair.verified import Verified
 from fsrepl.storage import hashing
 from fsrepl.storage.fs import Fs
@@ -61,6 +68,32 @@ def test_an_interrupted_verification_goes_on(world: World) -> None:
     assert read(world, resume=True) <= 3 * SIZE + 3
     assert read(world, resume=True) == 2 * (3 * SIZE + 3)
     assert list(Path(world.engine.site.state).glob("verify-*")) == []
+
+
+def test_status_shows_how_far_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 9: verification, another process, tells the daemon; one that does not answer is no hindrance."""
+    shown: list[Document] = []
+
+    def ask(_state: str, request: requests.Request, _answer_within_s: float) -> None:
+        operations.run(world.engine, request)
+        shown.extend(live.status(world.engine)["transfers"])
+
+    def refuse(*_: object) -> None:
+        raise NotRunning("the daemon is not running")
+
+    monkeypatch.setattr(cli, "state", lambda: SimpleNamespace(settings=world.settings))
+    monkeypatch.setattr(verifications, "REPORTED_S", 0.0)
+    for answer in (refuse, ask):
+        monkeypatch.setattr(cli.control, "ask", answer)
+        with verification(world) as found, cli._told_to_daemon(found, world.engine.journal) as progress:
+            found.hooks.progress = progress
+            assert list(found.differences()) == []
+    total = 2 * (3 * SIZE + 3)
+    assert {(each["source"], each["what"], each["bytes_total"]) for each in shown} == {(SOURCE, "verifying", total)}
+    done = [each["bytes_done"] for each in shown]
+    assert done == sorted(done)
+    assert (done[0] < SIZE, done[-1]) == (True, total)
+    assert live.status(world.engine)["transfers"] == []
 
 
 def test_what_changed_since_is_read_again(world: World) -> None:
