@@ -17,7 +17,7 @@ from fsrepl.region import stager
 from fsrepl.region.recent import Contents
 from fsrepl.region.stager import Order
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import Fs
+from fsrepl.storage.fs import Fs, end_with_parent
 from fsrepl.storage.lent import borrow
 
 log = logging.getLogger("fsrepl")
@@ -35,6 +35,8 @@ def main(fd: int) -> None:
     # Those who end the daemon send their signals to all of its processes: this one ends after it.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGIO):
         signal.signal(number, signal.SIG_IGN)
+    # It ends with the daemon also in the midst of an order: the next daemon may be at the same files by then.
+    end_with_parent()
     os.umask(0o077)
     memory.prepare()
     fs, held = Fs(), Contents(captures.HELD_BYTES)

@@ -97,7 +97,9 @@ class Pending:
             now_s = time.monotonic()
             ending_s = ending_s or (now_s if self._stager.is_ending else 0.0)
             hangs = now_s - self.began_s > _HANGS_S or (ending_s and now_s - ending_s > _ENDING_S)
-            if self._child is not None and (hangs or self._child.keeps_waiting(self, now_s)):
+            if self._child is not None and (
+                hangs or self._child.keeps_waiting(self, now_s) or self._child.is_stopped()
+            ):
                 self._child.kill()
 
 
@@ -253,6 +255,14 @@ class _Child:
         try:
             return time.monotonic() - self._unanswered[0].began_s > _PATIENCE_S
         except IndexError:
+            return False
+
+    def is_stopped(self) -> bool:
+        """Whether somebody has stopped it, so that it answers nothing. Source: proc_pid_stat(5)."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                return file.read().rpartition(b") ")[2][:1] in (b"T", b"t")
+        except OSError:
             return False
 
     def keeps_waiting(self, pending: Pending, now_s: float) -> bool:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +27,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.views import labels, view_attributes
 from tests.hosts import FarWorld
 from tests.stagers import StagerHere, real
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 from tests.world import DESTINATION, SOURCE, World
 
 FILES = 40
@@ -257,6 +261,38 @@ def test_a_stager_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
         made = fill(world)
         check(world, made)
         assert found.pid != pid
+
+
+def test_a_stager_that_somebody_has_stopped_is_given_up_soon(tmp_path: Path) -> None:
+    """G7: with SIGSTOP, as a debugger or a freezing shell does: a region does not stand still for a minute."""
+    with World(tmp_path) as world, real(world) as found:
+        os.kill(found.pid, signal.SIGSTOP)
+        made, began_s = fill(world), time.monotonic()
+        world.settle()
+        assert time.monotonic() - began_s < stager._HANGS_S
+        check(world, made)
+
+
+def test_the_stager_ends_with_the_daemon_in_the_midst_of_an_order(tmp_path: Path) -> None:
+    """G7: after kill -9 the next daemon meets no process that stages files and records outcomes for the one before."""
+    ours, its = socket.socketpair()
+    with ours, its:
+        given = stager.command("fsrepl.daemon.stager_process:main"), its.fileno()
+        parent = subprocess.Popen([sys.executable, "-c", _PARENT, repr(given)], pass_fds=[its.fileno()])
+        its.close()
+        assert stager.receive_frame(ours) == stager.READY
+        parent.kill()
+        parent.wait()
+        ours.settimeout(DEADLINE_S)
+        assert ours.recv(1) == b""  # although nobody has ended the connection
+
+
+_PARENT = """
+import subprocess, sys, time
+command, fd = eval(sys.argv[1])
+subprocess.Popen([*command, str(fd)], pass_fds=[fd])
+time.sleep(600)
+"""
 
 
 def test_no_region_waits_long_behind_an_order_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
