@@ -56,7 +56,11 @@ class DeliveryGroup:
         is_wanted = stager is not None and source.here is not None and stager.is_wanted(number)
         self._stager = stager if is_wanted else None
         self._unstaged: list[Item] = []
-        """Items that the stager stages, all together."""
+        """Items for the next order to the stager."""
+        self._staging: list[tuple[list[Item], in_stager.Staging]] = []
+        """Items that the stager stages now, while others are prepared."""
+        self._ordered = 0
+        """How many these are."""
         self.left: list[Delivery] = []
         """Deliveries for which there was no time."""
         self.updates: list[metadata_updates.MetadataUpdate] = []
@@ -71,7 +75,9 @@ class DeliveryGroup:
     @property
     def is_full(self) -> bool:
         """Whether the stager has enough to do."""
-        return self._stager is not None and len(self._unstaged) >= self._stager.pace(in_stager.STAGE)
+        if self._stager is None:
+            return False
+        return self._ordered + len(self._unstaged) >= self._stager.pace(in_stager.STAGE)
 
     def finish(self, item: Item, found: StagedReplica | Version) -> None:
         """Decide again about a large delivery, once it is staged or its replica was found.
@@ -174,28 +180,48 @@ class DeliveryGroup:
             return
         if self._stager is not None and in_stager.takes(item.replica):
             self._unstaged.append(item)
+            if len(self._unstaged) >= in_stager.CHUNK:
+                self._order()
             return
         item.staged = stage(self.source, self.tree, item)
         self.ready.append(item)
 
+    def _order(self) -> None:
+        """Have the stager stage what is prepared for it so far."""
+        stager, source, items = self._stager, self.source.here, self._unstaged
+        assert stager is not None
+        assert source is not None
+        if not self._staging:
+            stager.tidy(self.destination)
+        self._unstaged = []
+        self._ordered += len(items)
+        replicas = [item.replica for item in items if item.replica is not None]
+        within_s = STEP_S * len(items) / max(len(items), stager.pace(in_stager.STAGE))
+        self._staging.append((items, in_stager.Staging(stager, source, self.destination, replicas, within_s)))
+
     def _stage_together(self) -> None:
         """Have the stager stage the items that are left to it. Those that it does not stage are prepared again, and
         staged here."""
-        stager, source, items = self._stager, self.source.here, self._unstaged
+        if self._stager is not None and self._stager.is_wanted(self._ordered + len(self._unstaged)) and self._unstaged:
+            self._order()
+        stager, here = self._stager, self._unstaged
         self._stager, self._unstaged = None, []
-        staged: list[StagedReplica | None] = [None] * len(items)
-        if stager is not None and source is not None and stager.is_wanted(len(items)):
-            stager.tidy(self.destination)
-            replicas = [item.replica for item in items if item.replica is not None]
-            staged = in_stager.stage(stager, source, self.destination, replicas, STEP_S)
-        for item, replica in zip(items, staged, strict=False):
-            if replica is None:
-                self.prepare(item.delivery)
-                continue
-            item.staged = replica
-            self.engine.limiter.sent(replica.stored.version.size)
-            self.ready.append(item)
-        self.left = [item.delivery for item in items[len(staged) :]]
+        asked = done = 0
+        for items, staging in self._staging:
+            staged = staging.result()
+            asked, done = asked + len(items), done + len(staged)
+            self.left += [item.delivery for item in items[len(staged) :]]
+            for item, replica in zip(items, staged, strict=False):
+                if replica is None:
+                    here.append(item)
+                    continue
+                item.staged = replica
+                self.engine.limiter.sent(replica.stored.version.size)
+                self.ready.append(item)
+        if stager is not None and asked:
+            stager.note_pace(in_stager.STAGE, asked, done)
+        for item in here:
+            self.prepare(item.delivery)
 
     def _comes_first(self, key: bytes, version_id: str) -> bool:
         """Whether a version is still to be delivered, and its view is to be one file with another one's."""

@@ -84,21 +84,30 @@ def takes(replica: Version) -> bool:
     )
 
 
-def stage(
-    stager: Stager, source: OpenBucket, destination: OpenBucket, replicas: Sequence[Version], within_s: float
-) -> list[StagedReplica | None]:
-    """The first of some replicas, staged, as many as there was time for; None for a replica that was not staged."""
-    order = Stage(list(replicas), sharing.links_views(destination), within_s)
-    pending = stager.begin(STAGE, order, [destination, source], len(replicas))
-    answer = pending.result() if pending is not None else None
-    if answer is None:
-        return [None] * len(replicas)
-    found = _answers.decode(answer)
-    stager.note_pace(STAGE, len(replicas), len(found))
-    return [
-        _replica(replica, staged) if staged is not None else None
-        for replica, staged in zip(replicas, found, strict=False)
-    ]
+CHUNK = 128
+"""Replicas that the stager gets at once: it stages them while the next ones are prepared."""
+
+
+class Staging:
+    """Replicas that the stager stages."""
+
+    def __init__(
+        self, stager: Stager, source: OpenBucket, destination: OpenBucket, replicas: Sequence[Version], within_s: float
+    ) -> None:
+        self._replicas = replicas
+        order = Stage(list(replicas), sharing.links_views(destination), within_s)
+        self._pending = stager.begin(STAGE, order, [destination, source], len(replicas))
+
+    def result(self) -> list[StagedReplica | None]:
+        """The first of the replicas, staged, as many as there was time for; None for what was not staged. Waits for
+        them."""
+        answer = self._pending.result() if self._pending is not None else None
+        if answer is None:
+            return [None] * len(self._replicas)
+        return [
+            _replica(replica, staged) if staged is not None else None
+            for replica, staged in zip(self._replicas, _answers.decode(answer), strict=False)
+        ]
 
 
 def _replica(replica: Version, staged: Staged) -> StagedReplica:
