@@ -158,8 +158,12 @@ def apply(
         is_removed=bool(known and known.view and (key, known.view.shown) in state.bucket.documents.removed),
         copy_again_in_s=_copy_again_in_s(state, key) if isinstance(seen, look.Large) else 0.0,
     )  # fmt: skip
-    is_removal = known is not None and not known.marker and not is_stale and isinstance(seen, look.Missing)
-    decision = judged(left=Left() if is_removal and hardlinks.is_apart(bucket, key, known) else None)
+    if taken is not None:
+        has_left_none = known is None and taken.found.st_nlink == 1  # a new file, which is no other key's either
+    else:
+        is_removal = known is not None and not known.marker and not is_stale and isinstance(seen, look.Missing)
+        has_left_none = is_removal and hardlinks.is_apart(bucket, key, known)
+    decision = judged(left=Left() if has_left_none else None)
     if isinstance(decision, MakeLeftPrivate):
         decision = judged(left=Left(hardlinks.make_left_private(region, bucket, key, known, taken)))
     if isinstance(decision, AddVersion):
@@ -218,8 +222,12 @@ def _copy_again_in_s(state: BucketState, key: bytes) -> float:
 def _note(region: Region, state: BucketState, change: Change, known: Object | None, seen: look.Seen) -> None:
     """Update the bucket's lists of skipped, unreadable and failed keys after an inspection."""
     key = change.key
+    if isinstance(seen, copy.Taken):
+        state.note_skipped(key, there=False)
+        state.captures.unreadable.pop(key, None)
+        return
     state.note_skipped(key, there=isinstance(seen, look.Missing) and bool(seen.why))
-    if not isinstance(seen, (look.Large, copy.Taken)):
+    if not isinstance(seen, look.Large):
         state.captures.faults.pop(key, None)
     match seen:
         case look.Missing(why) if not why:

@@ -347,9 +347,9 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
 
     New keys precede markers: a rename is no gap.
     """
-    engine = region.engine
+    engine, tmp = region.engine, bucket.tmp
     try:
-        engine.syncer.staged(bucket, [(bucket.tmp, new.staged.name) for new in batch])
+        engine.syncer.staged(bucket, [(tmp, new.staged.name) for new in batch])
     except OSError as error:
         # The kernel may have dropped the unwritten data: none of this batch is trusted, all is made again.
         for new in batch:

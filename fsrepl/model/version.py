@@ -254,7 +254,7 @@ class Version(Struct, frozen=True, gc=False, array_like=True):
     @property
     def kind(self) -> Kind:
         """The kind of object; a marker of a file and of a symlink are alike."""
-        if self.key.endswith(b"/"):
+        if self.key[-1:] == b"/":
             return Kind.DIRECTORY
         if self.posix is None or self.posix.mode <= PERMISSIONS:
             return Kind.FILE

@@ -119,6 +119,8 @@ class BucketState(Struct, eq=False):
         return self.phase is Phase.ONLINE
 
     def note_skipped(self, key: bytes, *, there: bool) -> None:
+        if not there and not self.trouble.skipped:  # mostly
+            return
         directory, name = keys.split(key)
         names = self.trouble.skipped.get(directory)
         if there:

@@ -62,7 +62,8 @@ class LabelQueue:
     def drop(self, key: bytes) -> None:
         """Drop a key whose view is gone."""
         for known in (self._settled, self._pending, self._captured, self._labelled_pending):
-            known.pop(key, None)
+            if key in known:
+                del known[key]
 
     def captured(self, version: Version) -> View | None:
         """The view that a version was made of, where its first label is still to be written; else None."""

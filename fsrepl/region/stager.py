@@ -332,7 +332,7 @@ def is_text(*found: Mapping[str, object]) -> bool:
     """Whether names and values of attributes can be sent: a filesystem takes any bytes for them."""
     try:
         for each in found:
-            for name, value in each.items():
+            for name, value in each.items() if each else ():
                 name.encode()
                 if isinstance(value, str):
                     value.encode()

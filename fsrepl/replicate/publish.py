@@ -101,8 +101,9 @@ def _staged(
     region: Region, bucket: OpenBucket, tree: Destination, items: Sequence[Item], intents: Sequence[Intent]
 ) -> Intended | None:
     """Make staged files and the intents of the views durable; None where that failed and is tried later."""
-    files = [(bucket.tmp, i.staged.stored.name) for i in items if i.staged]
-    files += [(bucket.tmp, i.staged.view) for i in items if i.staged and i.staged.view]
+    tmp = bucket.tmp
+    files = [(tmp, i.staged.stored.name) for i in items if i.staged]
+    files += [(tmp, i.staged.view) for i in items if i.staged and i.staged.view]
     try:
         return intend(region.engine.syncer, bucket, intents, files)
     except OSError as error:
