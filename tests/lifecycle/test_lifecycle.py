@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fsrepl.commands import lifecycle, status
+from fsrepl.commands import status
 from fsrepl.commands.notes import notes_of
 from fsrepl.daemon import live
 from fsrepl.errors import Unavailable
@@ -593,11 +593,8 @@ def test_a_directory_does_not_expire_while_it_holds_objects(tmp_path: Path, cloc
 # -- a disk that refuses
 
 
-def test_a_run_that_the_disk_refuses_says_so_and_ends(
-    world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_the_disk_refuses_says_so_and_ends(world: World, clock: Clock) -> None:
     """G7: the command names what it cannot get, and what was done; nothing is half done, and the next run does it."""
-    monkeypatch.setattr(lifecycle, "_PATIENCE_S", 0.0)
     world.write("k", b"data")
     world.settle()
     put(world, days(1))
