@@ -6,16 +6,18 @@ import codecs
 import contextlib
 import gc
 import os
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
+from tests.doubles import Tried
 from tests.world import USER
 
 # The tests start the program a thousand times: each start compiles 150 files where none may be kept compiled.
@@ -88,6 +90,23 @@ def _takes_attributes(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tried]:
+    """The places at which earlier cases of the test were stopped, for `but`; given values, of cases that are equal in
+    them."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all processes
+    (folder / "tried").mkdir(exist_ok=True)
+    test = request.node.nodeid.partition("[")[0]
+
+    def alike(*values: object) -> Tried:
+        name = "-".join(map(str, (test, *values)))
+        return Tried(folder / "tried" / re.sub(r"[^\w.]+", "-", name))
+
+    return alike
 
 
 @pytest.fixture

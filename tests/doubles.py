@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import sqlite3
 import sys
 from collections.abc import Callable, Container
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -60,6 +62,34 @@ def place_of(change: str) -> Place:
     return change, *lines
 
 
+class Tried(Container[Place]):
+    """The places at which a case of a test is not stopped, since an earlier one was; with FSREPL_LONG=1 there are none.
+
+    Those of all processes of a run are in one file. The case's own are added to it, and do not change where the case
+    is stopped itself. Fixture `tried`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text().split("\n")[:-1] if path.exists() and not EACH_CHANGE else []
+        self.before: frozenset[Place] = frozenset(tuple(json.loads(line)) for line in lines)
+
+    def __contains__(self, place: object) -> bool:
+        return place in self.before
+
+    def add(self, place: Place) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(place) + "\n")
+
+
+def _stopped(but: Container[Place], change: str) -> Place:
+    """The place at which a world is stopped, which is one of its case's from now on."""
+    place = place_of(change)
+    if isinstance(but, Tried):
+        but.add(place)
+    return place
+
+
 class DyingFs(UnsyncedFs):
     """Another filesystem for a number of changes, then dead, also for clean-up.
 
@@ -98,7 +128,7 @@ class DyingFs(UnsyncedFs):
                 if self._but and not self.died and place_of(name) in self._but:
                     return real(*args, **more)
                 if self.calls_left <= 0:
-                    self.place = self.place or place_of(name)
+                    self.place = self.place or _stopped(self._but, name)
                     self.died = True
                     self.died_in = self.died_in or name
                     raise PowerCut(name)
@@ -163,11 +193,12 @@ class FailingFs(UnsyncedFs):
 
     def _counted(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **more: object) -> object:
-            if self._but and place_of(name) in self._but:
+            lasts = self.failed and self.for_ever
+            if self._but and not lasts and place_of(name) in self._but:
                 return real(*args, **more)
             self.calls_left -= 1
             if self.calls_left == -1 or (self.for_ever and self.calls_left < 0):
-                self.place = self.place or place_of(name)
+                self.place = self.place or _stopped(self._but, name)
                 self.failed += 1
                 self.failed_in = self.failed_in or name
                 raise OSError(self.number, os.strerror(self.number))

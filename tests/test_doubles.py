@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 from fsrepl.capture import ingest
 from fsrepl.replicate import deliver
-from tests.doubles import DyingFs, FailingFs, Place, PowerCut
-from tests.world import World
+from tests.doubles import EACH_CHANGE, DyingFs, FailingFs, Place, PowerCut, Tried
+from tests.world import SOURCE, World, worlds
 
 _ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 _TOKEN = re.compile(r"\d+[-.]\d+(\.\d+)?")
@@ -84,3 +85,44 @@ def test_changes_at_known_places_do_not_count(memory: Path, *, is_cut: bool) -> 
         assert fs.place[0] == (fs.died_in if isinstance(fs, DyingFs) else fs.failed_in)
         assert fs.place not in known
         known.append(fs.place)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_later_case_is_stopped_at_its_own_places_alone(memory: Path, *, is_cut: bool) -> None:
+    """G7: the first case at all of its changes; the second at those which the first did not make; a case that is not
+    alike at all of its changes again."""
+    cases = (("update", "a"), ("update and removal", "a"), ("update", "b"))
+    stopped: list[list[Place]] = []
+    for what, alike in cases:
+        stopped.append([])
+        others = Tried(memory / alike)
+        (home := memory / str(len(stopped))).mkdir()
+        for calls, world in worlds(home, replicate=False, buckets=(SOURCE,)):
+            world.write("k", b"one")
+            world.write("gone", b"one")
+            world.settle()
+            world.write("k", b"two")
+            if "removal" in what:
+                world.unlink("gone")
+            fs = DyingFs(calls, but=others) if is_cut else FailingFs(calls, but=others)
+            world.restart(fs=fs)
+            with contextlib.suppress(PowerCut):
+                world.settle()
+            if not fs.place:
+                break
+            stopped[-1].append(fs.place)
+    first, second, third = stopped
+    assert len(first) > 4
+    assert first == third
+    assert second
+    assert EACH_CHANGE or not {*second} & {*first}
+
+
+def test_a_fault_that_lasts_spares_no_place(memory: Path) -> None:
+    """A disk that has become read-only takes no change, at no place."""
+    fs = FailingFs(0, errno.EROFS, for_ever=True, but={("chmod",)})
+    with (memory / "file").open("wb") as file:
+        fs.chmod(file.fileno(), 0o600)
+        for change in (lambda: fs.truncate(file.fileno(), 1), lambda: fs.chmod(file.fileno(), 0o644)):
+            with pytest.raises(OSError, match="Read-only"):
+                change()

@@ -13,7 +13,7 @@ import pytest
 
 from fsrepl.errors import FsreplError
 from fsrepl.s3 import arn
-from tests.doubles import DyingFs, PowerCut
+from tests.doubles import DyingFs, PowerCut, Tried
 from tests.world import ROLE, SOURCE, World, v1, worlds
 
 PLAIN, FAR = "east/plain", "west/far"
@@ -124,17 +124,18 @@ def _state(world: World) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", COMMANDS)
-def test_a_command_cut_short(memory: Path, what: str) -> None:
+def test_a_command_cut_short(memory: Path, what: str, tried: Callable[..., Tried]) -> None:
     """G1, G2, G7: the command is carried out or not; run again it is carried out, and both regions agree as without the
     cut."""
     command = COMMANDS[what]
     after: dict[str, Any] = {}
+    others = tried()
     for calls, world in worlds(memory):
         command.prepare(world)
         world.settle()
         before = _state(world)
         parameters = command.parameters(world)
-        fs = DyingFs(1 << 60)
+        fs = DyingFs(1 << 60, but=others)
         world.restart(fs=fs)
         world.settle()
         fs.calls_left = calls - 1 if calls else 1 << 60  # the first run is without a cut, and shows the expected state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from fsrepl.errors import Refused, Unavailable
 from fsrepl.model.version import Status
 from fsrepl.storage import remembered
-from tests.doubles import DyingFs, PowerCut
+from tests.doubles import DyingFs, PowerCut, Tried
 from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, v2, worlds
 
@@ -305,13 +305,14 @@ def test_git_ignores_the_store(world: World) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", [False, True], ids=["store", "folder"])
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
-def test_power_cut_at_every_change(memory: Path, bucket: str, folder: bool) -> None:
+def test_power_cut_at_every_change(memory: Path, bucket: str, folder: bool, tried: Callable[..., Tried]) -> None:
     """G7: whichever change the power cut comes at, the command run again continues."""
+    others = tried()
     for calls, world in worlds(memory):
         fill(world)
         before = world.ids(SOURCE), world.ids(DESTINATION)
         lose_folder(world, bucket, "gone") if folder else lose(world, bucket)
-        fs = DyingFs(6 * calls)
+        fs = DyingFs(6 * calls, but=others)
         world.restart(fs=fs)
         with contextlib.suppress(PowerCut):
             adopt(world, bucket)

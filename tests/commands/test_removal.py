@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fsrepl.commands import status
 from fsrepl.errors import FsreplError
-from tests.doubles import DyingFs, FailingFs, PowerCut
+from tests.doubles import DyingFs, FailingFs, PowerCut, Tried
 from tests.world import DESTINATION, SOURCE, World, worlds
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["auto", "private"])
 @pytest.mark.parametrize("versions", [1, 2])
-def test_the_version_before_a_removed_one_is_current(memory: Path, sharing: str, versions: int) -> None:
+def test_the_version_before_a_removed_one_is_current(
+    memory: Path, sharing: str, versions: int, tried: Callable[..., Tried]
+) -> None:
     """G1, s3-semantics 4: or the view is removed; at whichever change the power is cut."""
+    others = tried(sharing)
     for calls, world in worlds(memory):
         if sharing != "auto":
             world.set_sharing(west=sharing)
@@ -27,7 +31,7 @@ def test_the_version_before_a_removed_one_is_current(memory: Path, sharing: str,
             world.write("d/k", b"%d" % number)
             world.settle()
         before = [version.id for version in reversed(world.of("d/k", DESTINATION))]
-        fs = DyingFs(calls)
+        fs = DyingFs(calls, but=others)
         world.restart(fs=fs)
         done = False
         with contextlib.suppress(PowerCut):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.doubles import DyingFs, FailingFs, PowerCut
+from tests.doubles import DyingFs, FailingFs, PowerCut, Tried
 from tests.lifecycle.test_lifecycle import GLACIER, PLAIN, TIDY, days, events, old_versions, put, rule
 from tests.world import SOURCE, World, worlds
 
@@ -114,11 +114,14 @@ def _events(world: World) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("case", "sharing"), [*((case, "auto") for case in CASES), *((case, "link") for case in OF_A_VIEW)]
 )
-def test_a_run_cut_short(memory: Path, clock: Callable[[str], object], case: str, sharing: str) -> None:
+def test_a_run_cut_short(
+    memory: Path, clock: Callable[[str], object], case: str, sharing: str, tried: Callable[..., Tried]
+) -> None:
     """G1, G2, G7: each action is done or not done; the next run does the rest, and there is an event for each."""
     prepare, rules = CASES[case]
     after: dict[str, Any] = {}
     told: list[tuple[str, str]] = []
+    others = tried(sharing)
     for calls, world in worlds(memory):
         clock("2026-05-01T10:00:00Z")
         world.set_sharing(east=sharing)
@@ -126,7 +129,7 @@ def test_a_run_cut_short(memory: Path, clock: Callable[[str], object], case: str
         put(world, *rules)
         world.settle()
         clock("2026-06-01T00:00:01Z")
-        fs = DyingFs(1 << 60)
+        fs = DyingFs(1 << 60, but=others)
         world.restart(fs=fs)
         world.capture(SOURCE)
         before = _state(world)
@@ -148,7 +151,9 @@ def test_a_run_cut_short(memory: Path, clock: Callable[[str], object], case: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case != "suspended"])
-def test_a_disk_that_fails(memory: Path, clock: Callable[[str], object], case: str) -> None:
+def test_a_disk_that_fails(
+    memory: Path, clock: Callable[[str], object], case: str, tried: Callable[..., Tried]
+) -> None:
     """G7: any one change fails: the next run does the rest, and nothing else.
 
     In a suspended bucket the null version is removed before its file. Where the file cannot be removed, it comes back
@@ -156,13 +161,14 @@ def test_a_disk_that_fails(memory: Path, clock: Callable[[str], object], case: s
     """
     prepare, rules = CASES[case]
     after: dict[str, Any] = {}
+    others = tried()
     for calls, world in worlds(memory):
         clock("2026-05-01T10:00:00Z")
         prepare(world)
         put(world, *rules)
         world.settle()
         clock("2026-06-01T00:00:01Z")
-        fs = FailingFs(1 << 60)
+        fs = FailingFs(1 << 60, but=others)
         world.restart(fs=fs)
         world.capture(SOURCE)
         fs.calls_left = calls - 1 if calls else 1 << 60

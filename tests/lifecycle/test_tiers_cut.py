@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doubles import DyingFs, FailingFs, PowerCut
+from tests.doubles import DyingFs, FailingFs, PowerCut, Tried
 from tests.lifecycle.test_lifecycle import put, rule, run
 from tests.lifecycle.test_tiers import DEEP, IA, OLD, ONE, add_tier, content, contents, stored, two_versions
 from tests.world import SOURCE, World, worlds
@@ -65,12 +65,13 @@ def _ended(world: World, case: str, where: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_move_cut_short(memory: Path, clock: Callable[[str], object], case: str) -> None:
+def test_a_move_cut_short(memory: Path, clock: Callable[[str], object], case: str, tried: Callable[..., Tried]) -> None:
     """G2, G7: cut after any change the version can be read, and the next start does the rest."""
+    others = tried()
     for calls, world in worlds(memory, replicate=False):
         clock("2026-05-01T10:00:00Z")
         CASES[case][0](world, clock)
-        fs = DyingFs(1 << 60)
+        fs = DyingFs(1 << 60, but=others)
         world.restart(fs=fs)
         fs.calls_left = calls
         with contextlib.suppress(PowerCut):
@@ -87,12 +88,15 @@ def test_a_move_cut_short(memory: Path, clock: Callable[[str], object], case: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_move_that_fails(memory: Path, clock: Callable[[str], object], case: str) -> None:
+def test_a_move_that_fails(
+    memory: Path, clock: Callable[[str], object], case: str, tried: Callable[..., Tried]
+) -> None:
     """G7: any one change is refused, as by a full disk: it is done later, and nothing else is."""
+    others = tried()
     for calls, world in worlds(memory, replicate=False):
         clock("2026-05-01T10:00:00Z")
         CASES[case][0](world, clock)
-        fs = FailingFs(1 << 60, errno.EIO if case == "across" else errno.ENOSPC)
+        fs = FailingFs(1 << 60, errno.EIO if case == "across" else errno.ENOSPC, but=others)
         world.restart(fs=fs)
         fs.calls_left = calls
         with contextlib.suppress(Exception):
@@ -130,14 +134,17 @@ def _shown(world: World, clock: Callable[[str], object], case: str) -> None:
 @pytest.mark.parametrize(
     ("case", "sharing"), [("into", "auto"), ("into", "link"), ("across", "auto"), ("back", "auto"), ("back", "link")]
 )
-def test_a_view_cut_short(memory: Path, clock: Callable[[str], object], case: str, sharing: str) -> None:
+def test_a_view_cut_short(
+    memory: Path, clock: Callable[[str], object], case: str, sharing: str, tried: Callable[..., Tried]
+) -> None:
     """G1, G4, G7: the file reads the same at every cut, and neither a version nor a marker comes of it."""
+    others = tried(sharing)
     for calls, world in worlds(memory, replicate=False):
         clock("2026-05-01T10:00:00Z")
         world.set_sharing(east=sharing)
         _shown(world, clock, case)
         before = world.ids(SOURCE)
-        fs = DyingFs(1 << 60)
+        fs = DyingFs(1 << 60, but=others)
         world.restart(fs=fs)
         fs.calls_left = calls
         with contextlib.suppress(PowerCut):
@@ -184,16 +191,17 @@ ACTS: dict[str, tuple[Callable[[World], None], dict[str, bytes], dict[bytes, lis
 @pytest.mark.slow
 @pytest.mark.parametrize("act", ACTS)
 def test_what_a_user_does_to_a_symlink_is_captured_through_a_cut(
-    memory: Path, clock: Callable[[str], object], act: str
+    memory: Path, clock: Callable[[str], object], act: str, tried: Callable[..., Tried]
 ) -> None:
     """G1, G6, G7: each act makes its versions and markers once, wherever the power goes; the old content stays."""
     do, tree, markers = ACTS[act]
+    others = tried()
     for calls, world in worlds(memory, replicate=False):
         clock("2026-05-01T10:00:00Z")
         _shown(world, clock, "into")
         run(world)
         world.settle()
-        fs = DyingFs(1 << 60)
+        fs = DyingFs(1 << 60, but=others)
         world.restart(fs=fs)
         world.settle()
         do(world)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import pytest
 
 from fsrepl.errors import FsreplError
 from fsrepl.model.version import Status
-from tests.doubles import FailingFs
+from tests.doubles import FailingFs, Place, Tried
 from tests.replicate.test_edit_power_cut import attribute, chmod, large, replica_chmod, rule, tag
 from tests.world import DESTINATION, SOURCE, World, statuses
 
@@ -20,9 +20,11 @@ from tests.world import DESTINATION, SOURCE, World, statuses
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
 @pytest.mark.parametrize("act", [chmod, attribute, large, tag, replica_chmod], ids=lambda act: act.__name__)
-def test_a_fault_at_every_change(tmp_path: Path, act: Callable[[World], None], number: int) -> None:
+def test_a_fault_at_every_change(
+    tmp_path: Path, act: Callable[[World], None], number: int, tried: Callable[..., Tried]
+) -> None:
     """s3-semantics 3.2: a passing fault is tried again; then both sides have the edit, and nothing changes any more."""
-    fail_at_every_change(tmp_path, act, number)
+    fail_at_every_change(tmp_path, act, number, tried(number))
 
 
 @pytest.mark.slow
@@ -34,7 +36,7 @@ def test_a_view_that_was_given_only_some_of_its_tags_is_no_edit(memory: Path) ->
     fail_at_every_change(memory, tag, errno.EIO)
 
 
-def fail_at_every_change(home: Path, act: Callable[[World], None], number: int) -> None:
+def fail_at_every_change(home: Path, act: Callable[[World], None], number: int, others: Container[Place] = ()) -> None:
     for calls in itertools.count():
         with World(home / str(calls), replicate=False) as world:
             world.configure(rule(DESTINATION), source=SOURCE)
@@ -43,7 +45,7 @@ def fail_at_every_change(home: Path, act: Callable[[World], None], number: int) 
             os.setxattr(world.path("k"), "user.colour", b"blue")
             os.setxattr(world.path("k"), "user.fsrepl.tag.a", b"1")
             world.settle()
-            fs = FailingFs(1 << 40, number)
+            fs = FailingFs(1 << 40, number, but=others)
             world.restart(fs=fs)
             world.settle()
             if act is not tag:

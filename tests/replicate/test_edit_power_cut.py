@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from fsrepl.model.version import Status
 from fsrepl.storage import versions
 from fsrepl.storage.intents import Act, Intent, write_intents
-from tests.doubles import EACH_CHANGE, DyingFs, PowerCut
+from tests.doubles import DyingFs, PowerCut, Tried
 from tests.world import DESTINATION, SOURCE, Json, World, statuses, v2
 
 
@@ -60,11 +60,7 @@ def both_sides(world: World) -> None:
 
 
 ONE_WAY = [chmod, touch_and_give_away, attribute, large, tag]
-APART = ONE_WAY if EACH_CHANGE else [act for act in ONE_WAY if act is not chmod]
-"""The acts that are cut with a separate file for each view too. The calls in which chmod is cut then, and their lines
-of code, are among those of `attribute`."""
-BACK = (replica_chmod, replica_tag, both_sides) if EACH_CHANGE else (replica_tag, both_sides)
-"""The calls in which replica_chmod is cut, and their lines of code, are among those of both_sides."""
+BACK = [replica_chmod, replica_tag, both_sides]
 
 
 @pytest.mark.slow
@@ -72,17 +68,24 @@ BACK = (replica_chmod, replica_tag, both_sides) if EACH_CHANGE else (replica_tag
     ("act", "sharing", "two_way", "without_journal"),
     [
         *((act, "auto", False, False) for act in ONE_WAY),
-        *((act, "private", False, True) for act in APART),
+        *((act, "private", False, True) for act in ONE_WAY),
         *((act, "auto", True, lost) for act in BACK for lost in (False, True)),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_power_cut_at_every_change(
-    tmp_path: Path, memory: Path, act: Callable[[World], None], sharing: str, two_way: bool, without_journal: bool
+    tmp_path: Path,
+    memory: Path,
+    act: Callable[[World], None],
+    sharing: str,
+    two_way: bool,
+    without_journal: bool,
+    tried: Callable[..., Tried],
 ) -> None:
     """G6, G7: after a cut at any change both sides end equal, no user's edit is lost, and no edit is invented."""
     home = tmp_path if act is large else memory  # whether an attribute is large depends on the filesystem
     expected: list[tuple[object, object]] = []
+    others = tried(sharing, two_way, without_journal)
     for calls in itertools.count(-1):
         with World(home / str(calls), replicate=not two_way) as world:
             if two_way:
@@ -96,7 +99,7 @@ def test_power_cut_at_every_change(
             world.settle()
             if act not in (tag, replica_tag):
                 act(world)
-            fs = DyingFs(calls if calls >= 0 else 1 << 40)
+            fs = DyingFs(calls if calls >= 0 else 1 << 40, but=others)
             world.restart(fs=fs)
             with contextlib.suppress(PowerCut):
                 world.settle()  # the buckets are up, where the power lasts that long

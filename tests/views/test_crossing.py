@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doubles import EACH_CHANGE, DividedFs, DyingFs, PowerCut
+from tests.doubles import DividedFs, DyingFs, PowerCut, Tried
 from tests.mounts import btrfs, only_root, subvolume
 from tests.world import DESTINATION, SOURCE, World, worlds
 
@@ -107,19 +107,15 @@ def test_a_write_in_the_last_moment_is_kept(tmp_path: Path) -> None:
             assert _strays(world) == []
 
 
-CUT: list[tuple[Act, str]] = [(_update, "link"), (_remove, "auto"), (_create, "auto")]
-if EACH_CHANGE:  # its 25 calls and lines of code are among those of the others
-    CUT.append((_update, "auto"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "sharing"),
-    CUT,
+    [(_update, "link"), (_remove, "auto"), (_create, "auto"), (_update, "auto")],
     ids=lambda each: each if isinstance(each, str) else each.__name__.strip("_"),
 )
-def test_power_cut_at_every_change(memory: Path, act: Act, sharing: str) -> None:
+def test_power_cut_at_every_change(memory: Path, act: Act, sharing: str, tried: Callable[..., Tried]) -> None:
     """G2, G4, G7: the same after a cut at any change; no file is left beside a view, or taken for a user's."""
+    others = tried(sharing)
     for calls, world in worlds(memory, fs=DividedFs()):
         world.restart(fs=DividedFs())
         _begin(world, sharing)
@@ -127,7 +123,7 @@ def test_power_cut_at_every_change(memory: Path, act: Act, sharing: str) -> None
         world.settle()
         act(world)
         there = world.tree(SOURCE)
-        fs = DyingFs(calls, DividedFs())
+        fs = DyingFs(calls, DividedFs(), but=others)
         world.restart(fs=fs)
         with contextlib.suppress(PowerCut):
             world.settle()
