@@ -89,6 +89,26 @@ def test_rclone_restores_the_files(site: Site, service: Service, tmp_path: Path)
         **KEYS, "RCLONE_CONFIG_T_TYPE": "s3", "RCLONE_CONFIG_T_PROVIDER": "Other",
         "RCLONE_CONFIG_T_ENV_AUTH": "true", "RCLONE_CONFIG_T_ENDPOINT": service.url, "RCLONE_CONFIG": "/dev/null",
     }  # fmt: skip
+    listing = [
+        "rclone",
+        "lsf",
+        "--metadata",
+        "--recursive",
+        "--files-only",
+        "--format",
+        "pM",
+        "--separator",
+        "\t",
+        "T:copies",
+    ]
+    listed = subprocess.run(
+        listing, env=environ | {"TZ": "UTC"}, check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+    told = {name: json.loads(found) for name, found in (line.split("\t") for line in listed.splitlines())}
+    assert told.keys() == {"a/one", "two", "ünï"}
+    assert told["a/one"]["mtime"].startswith("2022-04-15T05:20:00.123456789")
+    assert [told[name]["mode"] for name in ("a/one", "two")] == ["100640", "100755"]
+    assert all(found["fsrepl-version-id"] and found["uid"] == str(os.geteuid()) for found in told.values())
     back = tmp_path / "back"
     subprocess.run(["rclone", "copy", "--metadata", "T:copies", str(back)], env=environ, check=True, timeout=60)
     compared = subprocess.run(["diff", "-r", "--exclude=.fsrepl", str(site.path()), str(back)], capture_output=True)
