@@ -23,7 +23,7 @@ from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
 from fsrepl.remote.bucket import Part, RemoteBucket, Sums, sums_of
 from fsrepl.remote.client import Body
-from fsrepl.remote.failures import Absent
+from fsrepl.remote.failures import Absent, ServiceRefused
 from fsrepl.remote.form import Form
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
@@ -35,6 +35,8 @@ _PARTS_AT_ONCE = 4
 _CHUNK = 1 << 20
 _ONE_MAX_BYTES = 1 << 30
 """Content of this size goes in parts even where the settings do not call it large: S3 takes 5 GB in one request."""
+_PART_LOST = "InvalidPart"
+"""S3's code where a part that had arrived is not there any more, or not as it was."""
 _WHOLE_BYTES = 256 << 10
 """Content up to this size is read once, into memory."""
 
@@ -234,6 +236,13 @@ def _send_in_parts(upload: Upload, section: Section) -> str:
     except Absent as error:
         upload.note_upload("")
         raise Unavailable(f"the upload of {name} is gone from {bucket.address}; it begins again") from error
+    except ServiceRefused as error:
+        if error.reason != _PART_LOST:
+            raise
+        with contextlib.suppress(Absent):
+            bucket.abort_upload(name, upload_id)
+        upload.note_upload("")
+        raise Unavailable(f"{bucket.address} has lost a part of {name} ({error.words}); it begins again") from error
 
 
 def _send_parts(upload: Upload, upload_id: str, size: int, there: dict[int, Part]) -> list[Part]:

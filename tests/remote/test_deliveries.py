@@ -470,6 +470,31 @@ def test_large_content_goes_in_parts_and_is_resumed(
         assert not uploads.get("Uploads")
 
 
+def test_an_upload_of_which_a_part_was_lost_begins_again(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G7: no person could do more about it. The parts that are left are not charged for."""
+    bucket, data = service.make_bucket(), os.urandom(1 << 20) * 9
+    with RemoteWorld(tmp_path, service) as world:
+        call, lost = Client.call, iter([True])
+
+        def losing(self: Client, operation: str, **params: Any) -> Any:
+            if operation == "complete_multipart_upload" and next(lost, False):
+                params["MultipartUpload"]["Parts"][0]["ETag"] = '"0"'
+            return call(self, operation, **params)
+
+        monkeypatch.setattr(Client, "call", losing)
+        world.write("big", data)
+        world.settle()
+        assert world.statuses() == {Status.PENDING}
+        assert not bucket.client.call("list_multipart_uploads", Bucket=bucket.name).get("Uploads")
+        world.flush_settling()
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert current(bucket) == {"big": data}
+        assert len(list(bucket.all_versions())) == 1
+
+
 def test_an_upload_that_nobody_wants_any_more_is_aborted(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
