@@ -28,6 +28,10 @@ _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
 YEAR_S = 366 * 86400
 
 
+class Confidential(ValueError):
+    """An invalid value that is not repeated in messages: it may hold a key or a password, and logs are kept."""
+
+
 class KeepFree(Struct, frozen=True):
     """Space of a filesystem to keep free for its users: a fraction, or a number of bytes."""
 
@@ -170,7 +174,7 @@ def credentials(value: object) -> Credentials:
     source, _, name = value.partition(":") if isinstance(value, str) else ("", "", "")
     if (source == "env" and value == "env") or (source in ("profile", "file") and name and "\0" not in name):
         return Credentials(source, name)
-    raise ValueError('"env", "profile:NAME" or "file:PATH"; keys themselves do not belong in this file')
+    raise Confidential('"env", "profile:NAME" or "file:PATH"; keys themselves do not belong in this file')
 
 
 def service(value: object) -> str:
@@ -181,7 +185,8 @@ def service(value: object) -> str:
     except ValueError:
         found = ""
     if not found or parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None:
-        raise ValueError('the address of an S3 service, such as "https://s3.eu-west-1.amazonaws.com"')
+        kind = Confidential if "@" in str(value) else ValueError
+        raise kind('the address of an S3 service, such as "https://s3.eu-west-1.amazonaws.com"')
     return found.rstrip("/")
 
 

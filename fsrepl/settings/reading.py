@@ -81,7 +81,8 @@ class _Text:
             found = kind(value)
         except ValueError as error:
             where = f"[{title_of(keys[:-1])}] " if keys[1:] else ""
-            raise self.wrong(keys, f"{where}{title_of(keys[-1:])} must be {error}; it is {_short(value)}") from None
+            repeated = "" if isinstance(error, kinds.Confidential) else f"; it is {_short(value)}"
+            raise self.wrong(keys, f"{where}{title_of(keys[-1:])} must be {error}{repeated}") from None
         return Path(os.path.join(self.path.parent, found)) if isinstance(found, Path) else found
 
     def read(self, keys: Keys, value: object, into: type[Table], **more: object) -> Table:

@@ -96,6 +96,16 @@ def test_mistakes_are_said_with_their_line(lines: str, message: str) -> None:
         parse(lines)
 
 
+@pytest.mark.parametrize(
+    "line", ['endpoint = "http://x"\ncredentials = "AKIA:hush"', 'endpoint = "https://user:hush@example.org"']
+)
+def test_a_key_in_the_wrong_place_is_not_repeated(line: str) -> None:
+    """SECURITY: what is wrong with the settings goes to the log, which others may read."""
+    with pytest.raises(Usage, match=r"line \d: \[regions.aws\] (credentials|endpoint) must be ") as refused:
+        parse(line)
+    assert "hush" not in str(refused.value)
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """botocore is an extra; without it the daemon and `check` say what to install."""
     monkeypatch.setitem(__import__("sys").modules, "botocore.session", None)
