@@ -16,13 +16,13 @@ SITE = Path("/site/fsrepl.toml")
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
-        ("ssh://host/srv/eu", kinds.Place("", "host", 0, "/srv/eu")),
-        ("ssh://me@host:2222/srv/eu/", kinds.Place("me", "host", 2222, "/srv/eu")),
-        ("ssh://Nas_1/srv", kinds.Place("", "Nas_1", 0, "/srv")),
-        ("ssh://[2001:db8::1]:22/srv", kinds.Place("", "2001:db8::1", 22, "/srv")),
+        ("ssh://host/srv/eu", kinds.RemotePath("", "host", 0, "/srv/eu")),
+        ("ssh://me@host:2222/srv/eu/", kinds.RemotePath("me", "host", 2222, "/srv/eu")),
+        ("ssh://Nas_1/srv", kinds.RemotePath("", "Nas_1", 0, "/srv")),
+        ("ssh://[2001:db8::1]:22/srv", kinds.RemotePath("", "2001:db8::1", 22, "/srv")),
     ],
 )
-def test_an_address_is_read(address: str, expected: kinds.Place) -> None:
+def test_an_address_is_read(address: str, expected: kinds.RemotePath) -> None:
     """User and port are OpenSSH's choice where they are left out; a name of its configuration keeps its spelling."""
     found = reading.parse(f'[regions.eu]\npath = "{address}"\n', SITE)
     assert found.hosts == {"eu": HostSettings("eu", expected)}
