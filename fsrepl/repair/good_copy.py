@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator
 
 from fsrepl.errors import StoreDamaged, Unavailable
-from fsrepl.model import digests, keys
+from fsrepl.model import attributes, digests, keys
 from fsrepl.model.delta import Span
 from fsrepl.model.version import Place, Version
 from fsrepl.region.limiter import Limiter
@@ -162,10 +162,17 @@ def _copies(
         with contextlib.suppress(OSError):
             fd = other.open_view(version.key)
             found = other.fs.stat_fd(fd)
-            if other.fs.is_regular(found) and found.st_size == version.size:
+            if other.fs.is_regular(found) and (found.st_size == version.size or _is_labelled(other, fd, version)):
                 yield f"the file in {other.address}", other, fd, None
             else:
                 other.fs.close(fd)
+
+
+def _is_labelled(bucket: OpenBucket, view: int, version: Version) -> bool:
+    """Whether a view says that it shows a version: the size is that of the stored file, which may be damaged too."""
+    with contextlib.suppress(OSError):
+        return bucket.fs.attribute(view, attributes.VERSION_ID) == version.id.encode()
+    return False
 
 
 def _copy(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.model import attributes
+from fsrepl.model.version import Status
 from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World
 
@@ -99,3 +100,26 @@ def test_its_deletion_is_noticed(tmp_path: Path) -> None:
         world.settle()
         assert world.ids(SOURCE) == world.ids(DESTINATION)
         assert world.tree(SOURCE) == world.tree(DESTINATION) == {"other": b"other"}
+
+
+def test_what_its_user_put_back_is_a_good_copy(tmp_path: Path) -> None:
+    """Section 5, verify --repair: a linked view was overwritten while no daemon ran, and its user put the content back
+    as another file. That is the only whole copy, and the damaged one has another size."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link")
+        world.write("k", b"one")
+        world.capture(SOURCE)
+        view, aside = world.path("k"), world.home / "aside"
+        aside.write_bytes(b"one")
+        view.write_bytes(b"in place")
+        aside.rename(view)
+        world.restart(without_journal=True)
+        world.settle()
+        assert world.statuses() == {Status.FAILED}
+        (found,) = verify(world, repair=True)
+        assert found[-2:] == ("DigestMismatch", True)
+        world.run("retry", scope=SOURCE)
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert world.tree(DESTINATION) == {"k": b"one"}
+        assert verify(world) == []

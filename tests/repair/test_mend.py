@@ -59,7 +59,7 @@ def test_copies_that_are_all_damaged_mend_one_another(world: World) -> None:
 def test_a_block_that_no_copy_has(world: World) -> None:
     """Section 5: it is named, nothing is invented, and what there is stays."""
     paths = [rot(world, bucket, 2 << 20) for bucket in (SOURCE, DESTINATION)]
-    world.write("k", content()[:-1])  # the file in the source has it no longer either
+    world.write("k", content()[: 2 << 20])  # the file in the source has it no longer either
     world.path("k", DESTINATION).write_bytes(b"x")
     before = [path.read_bytes() for path in paths]
     assert ("east/src", "k", "DigestMismatch", False) in verify(world, repair=True)
