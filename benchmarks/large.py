@@ -1,7 +1,9 @@
 """Measures large objects beside cp, rsync and BLAKE3 alone: `bash benchmarks/run --only large --folder DIR`.
 
     new        a file, from its rename into place to its replica, durable and verified; beside `cp` and `sync`
-    changed    1 % of its pages in place; 10 MB inserted at the front; 10 MB appended; beside rsync with its delta
+    changed    1 % of its pages in place; 10 MB inserted at the front; 10 MB appended; beside rsync with its delta, and
+               without reflinks beside two copies of the file, made at the same time, and `sync`: a program that keeps
+               the version before on both sides takes that
     renamed    and copied to another key
     killed     the daemon, with kill -9 at half of a new file, and started again
     verified   with a cold page cache, beside one thread of BLAKE3 over the same files
@@ -77,6 +79,9 @@ def _measure(site: Daemon, home: Path, size: int) -> None:
         calm_s = time.monotonic() + _RESTS * ours.seconds
         peer = _timed(lambda: _synced(home, "rsync", "-a", "--inplace", "--no-whole-file", file, mirror))
         _tell(what, ours, "rsync --inplace, sync", peer, _crossed(site, "big"), new_bytes)
+        if act is _change and not _has_reflinks(home):
+            copies = _timed(lambda: _copied_twice(home, file, mirror))
+            print(f"  {'':28} {ours.seconds / copies:5.2f} x two copies, sync ({copies:.2f} s)")
 
     ours = _until(site, "renamed", lambda: file.rename(file.with_name("renamed")))
     _tell("renamed", ours, "", 0.0, _crossed(site, "renamed"), 0)
@@ -204,6 +209,27 @@ def _timed(act: Callable[[], object]) -> float:
     began = time.monotonic()
     act()
     return time.monotonic() - began
+
+
+def _copied_twice(folder: Path, *files: Path) -> None:
+    """Copy files at the same time, and sync; the time to remove the copies again is small beside it."""
+    copies = [folder / f"copy-{number}" for number in range(len(files))]
+    under_way = [subprocess.Popen(["cp", "--reflink=never", *pair]) for pair in zip(files, copies, strict=True)]
+    if sum(each.wait() for each in under_way):
+        raise SystemExit("cp failed")
+    _run("sync", "-f", folder)
+    for copy in copies:
+        copy.unlink()
+
+
+def _has_reflinks(folder: Path) -> bool:
+    probe = [folder / "probe", folder / "probe-clone"]
+    probe[0].write_bytes(bytes(1 << 16))
+    try:
+        return not subprocess.run(["cp", "--reflink=always", *probe], stderr=subprocess.DEVNULL).returncode
+    finally:
+        for each in probe:
+            each.unlink(missing_ok=True)
 
 
 def _run(*command: object) -> None:
