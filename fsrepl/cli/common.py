@@ -100,7 +100,7 @@ def _buckets_by_daemon(region: str) -> dict[str, str] | None:
 
 @contextlib.contextmanager
 def journal_on_disk() -> Iterator[Journal]:
-    """The site's journal as it is on disk, for a look at how far something is. Raises sqlite3.Error."""
+    """The site's journal as it is on disk, for the progress of an operation. Raises sqlite3.Error."""
     from fsrepl.storage.journal.database import Journal
 
     journal = Journal(str(state().settings.state / "journal.db"), read_only=True)

@@ -26,10 +26,10 @@ def console(
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Show everything, change nothing.")] = False,
 ) -> None:
-    """Show the site in a browser, and let it be changed there.
+    """Show the site in a browser, and change it there.
 
-    A process of its own, in the foreground. It prints a link that opens it once; where a console of this site runs
-    already, it prints another link of that one, and ends.
+    Runs in the foreground until Ctrl-C, and prints a link that opens the console once. Where a console of this site
+    runs already, the command prints another link to it, and ends.
     """
     try:
         from fsrepl.console import server

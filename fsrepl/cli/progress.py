@@ -28,7 +28,7 @@ def is_wanted() -> bool:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Around a bar of a command's own: no other is shown within it."""
+    """Around a command's own display: no bar is shown within it."""
     global _is_shown
     before, _is_shown = _is_shown, True
     try:
@@ -41,9 +41,9 @@ def alone() -> Iterator[None]:
 def bar(
     what: str, total: int = 0, done: Callable[[], int] | None = None, far: Callable[[], tuple[int, int]] | None = None
 ) -> Iterator[None]:
-    """While the block runs: what, done() of total, and the time so far. far: the two at once, where the total is not
-    known before. total 0: unknown. Both may raise anything; the bar then stays where it is. Without them it says only
-    that the command is busy."""
+    """While the block runs: what is done, done() of total, and the time so far. far: done and total together, where the
+    total is not known before. total 0: unknown. done and far may raise anything; the bar then stays as it is. Without
+    both it says only that the command is busy."""
     if far is None and done is not None:
         far = functools.partial(_of, total, done)
     if not is_wanted():
