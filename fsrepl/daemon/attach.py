@@ -155,8 +155,8 @@ class Attaching(Region):
         backfill.resume(self, state, bucket)
         state.attachment.was_scanned = self.engine.watcher is not None and engine.journal.scanned_ns(address) > 0
         state.scan_times.come_up()
-        state.attachment.unsettled = False
         state.phase, state.why = Phase.SCANNING, ""
+        state.attachment.unsettled = False  # in this order: a `wait` in another thread follows a bucket with either
         state.attachment.is_indexed, state.attachment.noted_s = True, time.monotonic()
         state.lifecycle.placing.come_up()
         engine.recent.forget_data()
