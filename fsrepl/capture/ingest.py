@@ -15,7 +15,7 @@ from fsrepl.capture.apply import NewVersion
 from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_S, CopyInBackground
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
-from fsrepl.model.version import NULL, Versioning
+from fsrepl.model.version import NULL, PERMISSIONS, Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.region import delivery_queue, halting, limits
 from fsrepl.region.bucket_state import BucketState, Damaged
@@ -39,6 +39,8 @@ LOGGED = (1, 10)
 """Numbers of failed tries in a row that are logged: the first, and the one after some minutes."""
 _ALIKE_MAX = 16
 """The number of stored versions of a large file's size that are searched for its content, as after a rename."""
+_GLANCES = 64
+"""Number of keys between two looks at the clock."""
 _BATCH_BYTES = 16 << 20
 """Limit of the content held in memory, to be sent without another read."""
 
@@ -63,6 +65,9 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         changes = _with_directories(region, state, changes)
     objects = region.engine.journal.versions.look_up(bucket.address, [change.key for change in changes])
     until_s = time.monotonic() + STEP_S
+    if not (changes := _without_own(region, state, bucket, changes, objects, until_s)):
+        state.captures.singly = False
+        return []
     chunks = [changes]
     if (stager := region.engine.stager) is not None and stager.is_wanted(len(changes)):
         stager.tidy(bucket)
@@ -111,12 +116,6 @@ def _take_chunk(
             if number and now_s > until_s:
                 left.append(change)
                 continue
-            if _is_recorded_removal(state, change, known):
-                state.note_skipped(change.key, there=False)
-                stale.retry_blocked(region, state)
-                continue
-            if _is_as_recorded(state, bucket, change, known):
-                continue
             if state.captures.singly or change.key in state.captures.set_aside:
                 _take_singly(region, state, bucket, change, known)
                 continue
@@ -154,27 +153,42 @@ def _apply_singly(
         return None
 
 
-def _is_recorded_removal(state: BucketState, change: Change, known: Object | None) -> bool:
-    """Whether a file's removal is on record already, and nothing was heard of the key since: the daemon's own removals,
-    as of replicas and expired objects, make events too."""
-    if change.flags != GONE or known is None or not known.marker or known.view is not None:
-        return False
-    now, stale_views = state.captures, state.views.stale
-    waits = now.deferred, stale_views, now.copying, now.set_aside, now.faults, now.unreadable
-    return not any(change.key in keys_ for keys_ in waits)
+def _without_own(
+    region: Region, state: BucketState, bucket: OpenBucket, changes: Sequence[Change],
+    objects: Mapping[bytes, Object], until_s: float,
+) -> list[Change]:  # fmt: skip
+    """The changes that are to be looked at, and those that no time was left for.
+
+    Most others tell of what the daemon did itself, which makes events too: of labels that it wrote and views that it
+    made, which are as recorded, and of views that it removed, as of replicas and expired objects, and of which nothing
+    was heard since. A key for which something else is to be done is among the changes.
+    """
+    now, views = state.captures, state.views
+    queues = now.deferred, views.stale, now.copying, views.unapplied, now.set_aside, now.faults, now.unreadable
+    waits = [each for each in queues if each]  # mostly none
+    left: list[Change] = []
+    for number, change in enumerate(changes):
+        if number % _GLANCES == _GLANCES - 1 and time.monotonic() > until_s:
+            return [*left, *changes[number:]]
+        _, key, flags, _, _ = change
+        known = objects.get(key)
+        if (
+            known is None
+            or flags & (CLOSED | FOUND)
+            or (flags & GONE and (flags != GONE or not known.marker or known.view is not None))
+            or (waits and any(key in each for each in waits))
+            or not (flags & GONE or _is_as_recorded(bucket, key, known))
+        ):
+            left.append(change)
+        elif flags & GONE:
+            state.note_skipped(key, there=False)
+            stale.retry_blocked(region, state)
+    return left
 
 
-def _is_as_recorded(state: BucketState, bucket: OpenBucket, change: Change, known: Object | None) -> bool:
-    """Whether a view is as it was recorded, and nothing else is to be done for its key: labels that the daemon writes,
-    and views that it makes, make events too."""
-    key, now, views = change.key, state.captures, state.views
-    if known is None or known.view is None or change.flags & (CLOSED | GONE | FOUND):
-        return False
-    if known.view.is_link or keys.is_directory(key):
-        return False
-    if key in now.deferred or key in views.stale or key in now.copying or key in views.unapplied:
-        return False
-    if key in now.set_aside or key in now.faults or key in now.unreadable:
+def _is_as_recorded(bucket: OpenBucket, key: bytes, known: Object) -> bool:
+    """Whether the file of a key is as recorded."""
+    if known.view is None or known.view.mode > PERMISSIONS:  # a symlink, or a directory
         return False
     try:
         return look.is_unchanged(known, bucket.view_status(key))

@@ -24,6 +24,7 @@ import pytest
 from fsrepl.daemon import agent, ssh_region, stager_process
 from fsrepl.lifecycle import run
 from fsrepl.model.version import Status
+from fsrepl.region.change_queue import CHANGED
 from fsrepl.region.stager import Pending
 from tests.doubles import UnsyncedFs
 from tests.hosts import FarWorld
@@ -201,6 +202,28 @@ def test_a_small_file_costs_no_more_function_calls_than_before(memory: Path) -> 
             world.settle()
         assert world.statuses() == {Status.COMPLETED}
         assert (counted["call"] + counted["c_call"]) / FILES <= CALLS, counted
+
+
+OWN_CALLS = 31
+"""The same for an event of a file that is as recorded, once it is in the queue."""
+
+
+def test_an_event_of_the_daemons_own_making_costs_few_function_calls(memory: Path) -> None:
+    """Labels and views that the daemon makes are events too, two a file of a burst."""
+    counted: Counter[str] = Counter()
+
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        counted[event] += 1
+
+    with World(memory) as world:
+        for i in range(FILES):
+            world.write(f"d/{i:04}", b"data")
+        world.settle()
+        world.region().changes.add(SOURCE, [b"d/%04d" % i for i in range(FILES)], 0, CHANGED)
+        with profiled(count):
+            assert world.engine.run_until_idle()
+        assert not world.region().changes.is_queued(SOURCE, b"d/0000")
+        assert (counted["call"] + counted["c_call"]) / FILES <= OWN_CALLS, counted
 
 
 DAEMON_CALLS = 315
