@@ -4,7 +4,8 @@ they are too many (region/brake.py decides). Runs in the thread of the source's 
 While the decision waits, the withheld markers are in memory only. After a crash the pending markers of the last minute,
 where they are many, are withheld again until the first scan is over, and then counted together with the deletions that
 it finds. Where a decision waits for longer, as while a million deletions are captured, the journal has the time of the
-first of them: then all markers since that time are withheld again.
+first of them: then all markers since that time are withheld again. Where the journal is lost too, those are that were
+made in a row, up to the newest.
 """
 
 from __future__ import annotations
@@ -149,8 +150,12 @@ def _halt(region: Region, state: BucketState, bucket: OpenBucket) -> None:
 def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
     """A bucket comes up: what is held stays so, and the markers of the last minute before it went are counted again."""
     state.bucket.halt = halt.read(bucket.fs, bucket.meta)
-    noted_ns = int(region.engine.journal.fact(_fact(state)) or 0)
+    journal, address = region.engine.journal, bucket.address
+    noted_ns = int(journal.fact(_fact(state)) or 0)
     state.deletions, state.withheld = Deletions(), Withheld(is_noted=noted_ns > 0)
+    if not noted_ns and state.bucket.halt is None and not journal.scanned_ns(address):
+        # what was noted is lost with the journal: a decision may have waited for as long as they came in a row
+        noted_ns = journal.deliveries.markers_in_a_row_since(address, int(NOTE_S * 1e9))
     if state.bucket.halt is not None:
         log.warning("halted bucket=%s: %s", bucket.address, state.bucket.halt.describe(bucket.address))
     else:

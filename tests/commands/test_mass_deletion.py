@@ -357,23 +357,26 @@ def test_no_marker_crosses_while_scans_may_find_that_the_others_are_gone_too(
 
 
 @in_memory_or_not
+@pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
 def test_a_crash_while_the_decision_waits_for_long_lets_no_marker_cross(
-    memory: Path, monkeypatch: pytest.MonkeyPatch
+    memory: Path, monkeypatch: pytest.MonkeyPatch, without_journal: bool
 ) -> None:
     """Also none of those that are older than a minute by then. Nothing is withheld again once it is decided."""
-    monkeypatch.setattr(halting, "NOTE_S", 0.0)
+    if not without_journal:
+        monkeypatch.setattr(halting, "NOTE_S", 0.0)
     monkeypatch.setattr(deletions, "WINDOW_NS", 1)
+    whole = schedule.step
     with World(memory) as world:
         fill(world, 4 * NUMBER)
         for each in range(4 * NUMBER):
             world.unlink(f"d/{each}")
         with monkeypatch.context() as patch:
-            patch.setattr(schedule, "step", lambda region: False)
+            patch.setattr(schedule, "step", lambda region: region.name == "west" and whole(region))
             schedule.begin(world.region(), world.state(), b"d", arrived=True)
             world.region().changes.add(SOURCE, [b"d/%d" % n for n in range(NUMBER)], world.engine.epoch, GONE)
             world.engine.run_until_idle(20)
             assert world.engine.journal.deliveries.count_held(SOURCE) == NUMBER
-            world.restart()
+            world.restart(without_journal=without_journal)
             world.engine.run_until_idle(20)
         assert len(world.tree(DESTINATION)) == 4 * NUMBER
         world.settle()
@@ -382,7 +385,32 @@ def test_a_crash_while_the_decision_waits_for_long_lets_no_marker_cross(
         world.run("bucket.ack", bucket=SOURCE)
         world.settle()
         assert world.tree(DESTINATION) == {}
-        assert world.engine.journal.fact(f"withheld {SOURCE}") == ""
+        assert not world.engine.journal.fact(f"withheld {SOURCE}")
+
+
+def test_deletions_of_other_days_are_not_counted_with_the_last_ones_after_a_loss_of_the_journal(
+    tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are pending as well, where the destination is away for long; only what was deleted at once is held."""
+    clock = tmp_path / "clock"
+    clock.write_text("2026-05-01T10:00:00Z")
+    monkeypatch.setenv("FSREPL_CLOCK", str(clock))
+    with World(memory) as world:
+        fill(world, 2 * NUMBER)
+        world.away("west")
+        for hour in (11, 12, 13):
+            clock.write_text(f"2026-05-01T{hour}:00:00Z")
+            for each in range(hour, hour + 3):
+                world.unlink(f"d/{each - 11 + 2 * (hour - 11)}")
+            world.settle()
+        assert not is_halted(world)
+        world.restart(without_journal=True)
+        world.settle()
+        assert not is_halted(world)
+        world.back("west")
+        world.settle()
+        assert world.tree(SOURCE) == world.tree(DESTINATION)
+        assert len(world.tree(DESTINATION)) == NUMBER // 2
 
 
 def test_a_single_deletion_waits_for_nothing(memory: Path) -> None:

@@ -214,6 +214,19 @@ class Deliveries:
                 return
             last = found[-1].created_ns, found[-1].id, found[-1].key, found[-1].destination
 
+    def markers_in_a_row_since(self, source: str, gap_ns: int) -> int:
+        """The creation time of the first of a source's pending markers that were made in a row, up to the newest: none
+        later than this after the one before. 0 where there is none. Backfills' markers do not count."""
+        rows = self._connection.execute(
+            f"SELECT created FROM delivery {_HELD} ORDER BY created DESC", (self._connection.ids.get(source),)
+        )
+        first_ns = 0
+        for (created_ns,) in rows:
+            if first_ns and first_ns - created_ns > gap_ns:
+                break
+            first_ns = created_ns
+        return first_ns
+
     def keys_of_markers(self, source: str) -> list[bytes]:
         """The keys of a source's pending markers that no backfill sends."""
         rows = self._connection.execute(
