@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from msgspec import Struct
 
 from fsrepl.model.blockmap import HOLE, Block, BlockMap
+
+_COMPARED_UNITS = 16
 
 
 class Span(NamedTuple):
@@ -96,13 +98,24 @@ def spans_of(blocks: Iterable[Block]) -> list[Span]:
 def differing(at: int, new: bytes, there: bytes, unit: int) -> list[Span]:
     """The parts of a content that differ from what is there, in whole units of the content, adjacent ones joined.
 
-    at: the place of both, of which a part of a unit may be the first and the last.
+    at: the place of both, of which a part of a unit may be the first and the last. Many units are compared together at
+    first, so that what is equal takes little time, and what differs little more.
     """
     spans: list[Span] = []
-    start = 0
-    while start < len(new) and new != there:
-        end = min(len(new), start + unit - (at + start) % unit)
-        if new[start:end] != there[start:end]:
-            _append(spans, at + start, end - start)
-        start = end
+    if new == there:
+        return spans
+    for first, last in _units(at, 0, len(new), unit * _COMPARED_UNITS):
+        if new[first:last] == there[first:last]:
+            continue
+        for start, end in _units(at, first, last, unit):
+            if new[start:end] != there[start:end]:
+                _append(spans, at + start, end - start)
     return spans
+
+
+def _units(at: int, start: int, end: int, unit: int) -> Iterator[tuple[int, int]]:
+    """The units of a part of a content that begins at a place, relative to that place."""
+    while start < end:
+        until = min(end, start + unit - (at + start) % unit)
+        yield start, until
+        start = until

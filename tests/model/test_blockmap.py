@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import tracemalloc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -203,3 +204,35 @@ def test_what_differs_is_found_in_whole_units(new: bytes, there: bytes, at: int)
         assert span.at == at or span.at % 256 == 0
         made[span.at - at : span.end - at] = new[span.at - at : span.end - at]
     assert bytes(made) == new
+
+
+class Counted(bytes):
+    """Counts the bytes of it that are compared, or copied to be compared."""
+
+    looked_at = 0
+
+    def __getitem__(self, part: Any) -> Any:
+        found = bytes.__getitem__(self, part)
+        Counted.looked_at += len(found)
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        Counted.looked_at += len(self)
+        return bytes.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = bytes.__hash__
+
+
+@pytest.mark.parametrize("changed", [[], [255], [0, 128], range(256)])
+def test_what_differs_is_found_in_a_few_looks(changed: Sequence[int]) -> None:
+    """Section 9: one page in a MiB at its end costs no more than pages everywhere."""
+    Counted.looked_at = 0
+    new = bytearray(1 << 20)
+    for page in changed:
+        new[page * 4096] = 1
+    found = delta.differing(4096, Counted(new), bytes(1 << 20), 4096)
+    assert sum(span.size for span in found) == len(changed) * 4096
+    assert Counted.looked_at <= 3 << 20
