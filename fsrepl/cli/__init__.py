@@ -1,11 +1,12 @@
 """The command line: parse, call, print. Each group of commands has a file; common.py has what all groups share.
 
-Only the file of the requested command is imported, and a command imports what it needs when it is called, so that
-`fsrepl wait` in a script starts fast.
+Only the file of the requested command is imported, only that command's parser is made, and a command imports what it
+needs when it is called, so that `fsrepl wait` in a script starts fast.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import os
@@ -15,20 +16,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.main import get_command_name
+from typer.models import CommandInfo
 
 import fsrepl
 from fsrepl.cli import next_steps, utf8
 from fsrepl.cli.common import State, printable, set_state, state
 from fsrepl.errors import FsreplError
-
-app = typer.Typer(
-    name="fsrepl",
-    help="S3 cross-region replication for ordinary directories.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 
 def _version(wanted: bool) -> None:
@@ -37,7 +31,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     site: Annotated[
         Path | None,
@@ -65,6 +58,24 @@ def options(
 ) -> None:
     set_state(State(site, verbose, quiet))
     _keep_log(verbose)
+
+
+def _parser(*, is_whole: bool = True) -> typer.Typer:
+    """A parser without commands; options that install completion belong to the whole one."""
+    parser = typer.Typer(
+        name="fsrepl",
+        help="S3 cross-region replication for ordinary directories.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        add_completion=is_whole,
+    )
+    parser.callback()(options)
+    return parser
+
+
+app = _parser()
 
 
 def _keep_log(verbose: int) -> None:
@@ -126,6 +137,39 @@ def register(files: Iterable[str]) -> None:
         importlib.import_module(f"fsrepl.cli.{file}").register(app)
 
 
+_FLAGS = ("-v", "--verbose", "-q", "--quiet")
+
+
+def parser_of(arguments: Sequence[str]) -> typer.Typer:
+    """The parser of the one command that these arguments name, else that of all that are registered.
+
+    typer makes the parsers of all commands that it has, half a millisecond each. Help of several commands, a name that
+    is wrong, and options before the command that are not known here are left to the whole parser.
+    """
+    rest = [*arguments]
+    while rest and (rest[0] in _FLAGS or rest[0].startswith("--site")):
+        del rest[: 2 if rest[0] == "--site" else 1]
+    word, below = (*rest, "", "")[:2]
+    parser = _parser(is_whole=False)
+    if command := _named(word, app):
+        parser.registered_commands.append(command)
+        return parser
+    for group in app.registered_groups:
+        if group.name == word and group.typer_instance and (command := _named(below, group.typer_instance)):
+            narrow, narrow.typer_instance = copy.copy(group), copy.copy(group.typer_instance)
+            narrow.typer_instance.registered_commands = [command]
+            parser.registered_groups.append(narrow)
+            return parser
+    return app
+
+
+def _named(word: str, parser: typer.Typer) -> CommandInfo | None:
+    for command in parser.registered_commands:
+        if word == (command.name or get_command_name(command.callback.__name__ if command.callback else "")):
+            return command
+    return None
+
+
 def main() -> None:
     """The program: run a command; errors are sentences on stderr, and an exit status (design.md, section 5)."""
     sys.exit(_run())
@@ -135,7 +179,7 @@ def _run() -> int:
     utf8.use()
     try:
         register(files_of(sys.argv[1:]))
-        status = app(standalone_mode=False)  # the status of a command's typer.Exit is returned here
+        status = parser_of(sys.argv[1:])(standalone_mode=False)  # the status of a command's typer.Exit is returned here
         return status if isinstance(status, int) else 0
     except typer.Abort:
         typer.echo("cancelled; nothing was changed", err=True)

@@ -6,12 +6,13 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.main import get_command
 
-from fsrepl.cli import FILES, files_of
+from fsrepl.cli import FILES, app, files_of, parser_of, register
 from fsrepl.commands import sites
 from tests.world import SOURCE, World
 
@@ -48,6 +49,63 @@ def test_the_first_word_that_is_no_option_names_the_file(arguments: list[str], f
     """Section 5: where no file has the command, all files are loaded, so that help and suggestions know every
     command."""
     assert files_of(arguments) == files
+
+
+ALL, ONE = ["all"], ["ls"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "commands"),
+    [
+        (["ls", "region/bucket", "--json"], ONE),
+        (["-v", "--quiet", "--site", "bucket", "ls", "-h"], ONE),
+        (["--site=bucket", "bucket", "ls"], ["bucket", "ls"]),
+        (["bucket", "create", "ls"], ["bucket", "create"]),
+        (["bucket"], ALL),
+        (["bucket", "lss"], ALL),
+        (["bucket", "-h", "ls"], ALL),
+        (["-h", "ls"], ALL),
+        (["-vh", "ls"], ALL),
+        (["--version", "ls"], ALL),
+        (["--install-completion", "bash"], ALL),
+        (["--site"], ALL),
+        (["lss"], ALL),
+        ([], ALL),
+    ],
+)
+def test_the_parser_of_a_command_that_is_named_exactly_is_the_only_one_made(
+    arguments: list[str], commands: list[str]
+) -> None:
+    """Section 5: all others are made where help shows them, and where a name or an option is not known."""
+    register(FILES)
+    parser = parser_of(arguments)
+    if commands == ALL:
+        assert parser is app
+        return
+    group = get_command(parser)
+    for name in commands:
+        assert list(group.commands) == [name]  # type: ignore[attr-defined]
+        group = group.commands[name]  # type: ignore[attr-defined]
+
+
+def test_each_command_is_parsed_alone_as_among_all() -> None:
+    """Section 5: the same options, types and help text."""
+    register(FILES)
+    whole, number = get_command(app), 0
+    for word, each in whole.commands.items():  # type: ignore[attr-defined]
+        for below, command in getattr(each, "commands", {"": each}).items():
+            words = [word, below] if below else [word]
+            alone: Any = get_command(parser_of([*words, "argument"]))
+            for name in words:
+                alone = alone.commands[name]
+            assert _described(alone) == _described(command)
+            number += 1
+    assert number > 50
+
+
+def _described(command: Any) -> list[object]:
+    params = [(type(each).__name__, each.name, each.opts, each.type.name, each.default) for each in command.params]
+    return [command.name, command.help, command.hidden, command.no_args_is_help, command.context_settings, *params]
 
 
 def loaded(*arguments: str, before: str = "") -> set[str]:
