@@ -470,6 +470,38 @@ def test_large_content_goes_in_parts_and_is_resumed(
         assert not uploads.get("Uploads")
 
 
+@pytest.mark.slow
+def test_a_crash_after_any_request_of_an_upload_in_parts_doubles_nothing(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G6, G7: also where the parts have become an object, and the answer to that is lost. No part is left: only an
+    upload whose id was in a lost answer, which has none."""
+    monkeypatch.setattr(upload, "_PART_BYTES", upload.PART_MIN_BYTES)
+    data = os.urandom(1 << 20) * 9
+    for number in range(1, 10):
+        service.reset()
+        bucket = service.make_bucket()
+        with Between(service.port) as between, RemoteWorld(tmp_path / str(number), service, url=between.url) as world:
+            world.write("k", b"small")
+            world.settle()
+            cut = Cut(number, "answer")
+            between.answer, between.after = cut.before, cut.after
+            world.write("big", data)
+            world.settle()
+            between.answer = between.after = by_service
+            world.restart()
+            world.settle()
+            assert world.statuses() == {Status.COMPLETED}, f"cut after {number}"
+            assert current(bucket) == {"k": b"small", "big": data}, f"cut after {number}"
+            assert len(list(bucket.all_versions())) == 2, f"cut after {number}"
+            left = bucket.client.call("list_multipart_uploads", Bucket=bucket.name).get("Uploads", ())
+            assert not any(bucket.parts(each["Key"], each["UploadId"]) for each in left), f"cut after {number}"
+            if cut.left > 0:
+                assert number > 4  # begun, two parts, and the end
+                return
+    raise AssertionError("it was cut each time")
+
+
 def test_an_upload_of_which_a_part_was_lost_begins_again(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
