@@ -23,6 +23,8 @@ from daemons import DESTINATION, SOURCE, Daemon, cpu_s
 from tests.sshd import Sshd, agents_of
 
 _BLOCK = 1 << 20
+_ENDS_S = 1.0
+"""After that the programs at the other end have ended too, and their processor time is counted there."""
 ALONE, ALONE_THERE = "east/alone", "west/alone"
 
 
@@ -62,16 +64,18 @@ def _measure(home: Path, sshd: Sshd, count: int, size: int) -> None:
             for each in (by_rsync, by_us):
                 os.sync()
                 began, here_s, there_s = time.monotonic(), site.cpu_s(), cpu_s(agent)
+                of_rsync_s = _ended_cpu_s(sshd)
                 each()
                 if each is by_us:
                     site.fsrepl("wait")
                 took = time.monotonic() - began
                 if each is by_rsync:
-                    rsync_s = took
+                    time.sleep(_ENDS_S)
+                    rsync_s, rsync_cpu_s = took, _ended_cpu_s(sshd) - of_rsync_s
             here_s, there_s = site.cpu_s() - here_s, cpu_s(agent) - there_s
             print(
                 f"  {what:22} rsync -a {rsync_s:7.2f} s   fsrepl {took:7.2f} s   {took / rsync_s:5.2f} x rsync -a   "
-                f"{here_s:5.2f} CPU s here, {there_s:5.2f} there"
+                f"{here_s:5.2f} CPU s here, {there_s:5.2f} there; rsync {rsync_cpu_s:5.2f}, with ssh at both ends"
             )
 
         both(
@@ -97,6 +101,12 @@ def _measure(home: Path, sshd: Sshd, count: int, size: int) -> None:
         _run("diff", "-r", "--exclude=.fsrepl", source, there / "west" / DESTINATION.partition("/")[2])
     finally:
         site.stop()
+
+
+def _ended_cpu_s(sshd: Sshd) -> float:
+    """The processor time of all programs that this one has started and that have ended, and of those at the sshd."""
+    found = os.times()
+    return found.children_user + found.children_system + cpu_s(sshd.pid)
 
 
 def _parts(site: Daemon, agent: int, tree: Path) -> None:

@@ -157,6 +157,11 @@ class Sshd:
         return ["ip", "netns", "exec", space]
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def line(self) -> Line:
         assert self._line is not None
         return self._line
