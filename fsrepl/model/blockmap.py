@@ -28,6 +28,7 @@ HOLE = bytes(32)
 
 _MAGIC = b"fsrepl blocks 1\n"
 _RECORD = struct.Struct("<Q32s")
+_SIZE = struct.Struct("<Q32x")
 _SHORTENED = struct.Struct("<QQ24x")
 _DIGEST_BYTES = 32
 _AVERAGE_MIN, _AVERAGE_MAX = 64 << 10, 2 << 20
@@ -56,10 +57,21 @@ class BlockMap(Struct, frozen=True):
     """The records of the blocks, as in a file."""
 
     def __iter__(self) -> Iterator[Block]:
-        at = 0
-        for size, digest in _RECORD.iter_unpack(self.packed):
+        return self.after(0)
+
+    def after(self, place: int) -> Iterator[Block]:
+        """The blocks that end after a place, in order."""
+        at = number = 0
+        for size in self._sizes() if place else ():
+            if at + size > place:
+                break
+            at, number = at + size, number + 1
+        for size, digest in _RECORD.iter_unpack(memoryview(self.packed)[number * _RECORD.size :]):
             yield Block(at, size, digest)
             at += size
+
+    def _sizes(self) -> Iterator[int]:
+        return (size for (size,) in _SIZE.iter_unpack(self.packed))
 
     def __len__(self) -> int:
         return len(self.packed) // _RECORD.size
@@ -85,7 +97,7 @@ def decode(data: bytes) -> BlockMap | None:
         found = BlockMap(bytes.fromhex(about["blake3"]), int(about["size"]), int(about["average"]), packed)
     except (ValueError, KeyError, TypeError):
         return None
-    if len(packed) % _RECORD.size or sum(block.size for block in found) != found.size:
+    if len(packed) % _RECORD.size or sum(found._sizes()) != found.size:
         return None
     return found
 

@@ -8,7 +8,7 @@ version is read and compared with its own hash. So is one without a map, which i
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
@@ -95,12 +95,10 @@ def _read_part(fs: Fs, fd: int, blocks: BlockMap, begin: int, end: int, progress
     return upto
 
 
-def _runs(blocks: Iterable[Block], begin: int) -> Iterator[list[Block]]:
+def _runs(blocks: BlockMap, begin: int) -> Iterator[list[Block]]:
     """Adjacent blocks that are read together, and each hole by itself, from the block at a place on."""
     run: list[Block] = []
-    for block in blocks:
-        if block.end <= begin:
-            continue
+    for block in blocks.after(begin):
         if run and (HOLE in (block.digest, run[-1].digest) or block.end - run[0].at > _RUN_BYTES):
             yield run
             run = []

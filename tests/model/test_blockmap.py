@@ -54,6 +54,13 @@ def test_a_map_covers_its_content_however_it_is_fed(data: bytes, steps: list[int
     assert blockmap.decode(found.encode()) == found
 
 
+@given(contents(), st.integers(0, 10_000))
+def test_what_comes_after_a_place_is_found(data: bytes, place: int) -> None:
+    """Section 9: also beyond the end; the block around the place is part of it."""
+    found = cut(data)
+    assert list(found.after(place)) == [block for block in found if block.end > place]
+
+
 def test_cutting_takes_no_new_memory_for_each_piece() -> None:
     """Section 9: each page that a process gets anew costs as much processor time as to cut or to hash one."""
     cutter, piece = Cutter(64 << 10), random.Random(1).randbytes(2 << 20)
