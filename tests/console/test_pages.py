@@ -81,11 +81,16 @@ def test_an_empty_site_says_what_to_do_first() -> None:
 def test_transfers_show_their_progress() -> None:
     transfer = {
         "key": "<big>", "source": "east/src", "destination": "west/dst", "bytes_done": 1 << 20, "bytes_total": 4 << 20,
-        "stalled_seconds": 12,
+        "stalled_seconds": 12, "bytes_crossed": 1 << 10, "bytes_per_second": 1 << 19, "eta_seconds": 6.0,
     }  # fmt: skip
-    html = overview.live(FRAME, status(BUCKET) | {"transfers": [transfer]}, [], Record(), 0.0)
+    within = transfer | {"key": "", "destination": "east/src"}
+    read = [within | {"what": what} for what in ("verifying", "scrubbing")]
+    html = overview.live(FRAME, status(BUCKET) | {"transfers": [transfer, *read]}, [], Record(), 0.0)
     assert '<progress max="4194304" value="1048576"' in html
     assert "no progress for 12.0 s" in html
+    assert "1.0 MiB of 4.0 MiB, 512.0 KiB/s, 6.0 s left, 1.0 KiB crossed" in html
+    assert "<td>all versions</td>\n<td>east/src, being verified</td>" in html
+    assert "east/src, being scrubbed" in html
     assert "&lt;big&gt;" in html
 
 
