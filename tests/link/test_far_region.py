@@ -28,6 +28,7 @@ from fsrepl.model.version import Status, Version
 from fsrepl.repair import from_hosts
 from fsrepl.settings import reading
 from fsrepl.storage import listing
+from fsrepl.storage.fs import Fs
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site
 from tests.backfills import backfill
@@ -574,6 +575,30 @@ def test_the_state_of_an_earlier_build_leaves_the_region(world: FarWorld, interr
         assert journal.fact("noted") == "there"
     identity = json.loads((world.far / ".fsrepl-region.json").read_text())
     assert identity["site"] == {"uuid": world.far_site().uuid, "state": str(state)}
+
+
+def test_a_former_state_is_kept_where_the_new_one_is_not_durable(
+    world: FarWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G7: the disk of the new place fails its sync: the agent says so, and the move is made again by the next one."""
+    world.write("k", b"1")
+    world.settle()
+    world.disconnect()
+    state, former = state_of(world), world.far / ".fsrepl-agent"
+    former.unlink()
+    state.rename(former)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fs, "sync_all", fails)
+        assert f"the state in {former} cannot be moved to {state}" in refusal(world)
+    assert not former.is_symlink()
+    world.write("k", b"2")
+    world.settle()
+    assert is_alike(world)
+    assert state_of(world) == state
 
 
 def test_a_state_that_is_lost_is_made_again_on_request(world: FarWorld) -> None:
