@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from fsrepl.storage.fs import Fs
+
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts filesystems")
 
 
@@ -22,6 +24,15 @@ def mount(*arguments: object) -> None:
     done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+
+
+def sync(place: Path) -> None:
+    """Write back what waits in memory for the filesystem of a place. os.sync() would wait for all disks."""
+    at = os.open(place, os.O_RDONLY)
+    try:
+        Fs().sync_all(at)
+    finally:
+        os.close(at)
 
 
 def cover(other: Path, place: Path) -> None:

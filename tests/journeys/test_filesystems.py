@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import sync
 from tests.site import DESTINATION, SOURCE, Site
 
 MAKE = {"xfs": ["mkfs.xfs", "-q"], "btrfs": ["mkfs.btrfs", "-q"], "ext4": ["mkfs.ext4", "-q"]}
@@ -65,7 +66,7 @@ def test_the_story_on_one_filesystem_with_reflinks(home: Path, kind: str) -> Non
         site.wait()
         site.in_step()
         version = site.head(f"{SOURCE}/renamed")["VersionId"]
-        os.sync()
+        sync(disk)
         here = extents(site.path("renamed"))
         assert here
         assert here & extents(site.stored("renamed", version)), "a version shares its blocks with its view"

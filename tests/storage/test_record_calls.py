@@ -131,12 +131,12 @@ def test_views_take_no_block_each_for_their_labels(tmp_path: Path) -> None:
         world.set_sharing(east="private", west="private")
         world.write("first", b"")
         world.settle()
-        os.sync()
+        mounts.sync(at)
         before = os.statvfs(at).f_bfree
         for number in range(100):
             world.write(f"{number}", b"")
         world.settle()
-        os.sync()
+        mounts.sync(at)
         used = before - os.statvfs(at).f_bfree
         assert {world.path(f"{number}").stat().st_blocks for number in range(100)} == {8}  # each counts it
         assert 200 <= used < 240  # a block a stored version, here and there; views would be 200 more
