@@ -23,6 +23,8 @@ from tests.world import USER
 # The tests start the program a thousand times: each start compiles 150 files where none may be kept compiled.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# A test without credentials asks no network for some, which takes seconds where no answer comes.
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 # The time that an example takes depends on the machine.
 hypothesis.settings.register_profile("fsrepl", deadline=None)

@@ -16,7 +16,6 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-import boto3
 import pytest
 
 from tests.services import KEYS, Service
@@ -122,6 +121,8 @@ class Radosgw(Service):
             return False
 
     def reset(self) -> None:
+        import boto3  # which takes a seventh of a second, in each process of the tests
+
         s3 = boto3.client(
             "s3", endpoint_url=self.url, region_name="us-east-1",
             aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"], aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],

@@ -130,7 +130,6 @@ def test_credentials_in_a_file(tmp_path: Path, service: Service, monkeypatch: py
 def test_missing_credentials_are_an_outage(service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """what concerns all deliveries is no failure of one."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in KEYS:
         monkeypatch.delenv(name)
     with pytest.raises(Exception, match="there are no credentials in the environment"):
