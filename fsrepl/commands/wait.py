@@ -162,7 +162,7 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
         if address not in late and (why := _away(engine, address)):
             (waited.replicas_away if _is_replica_only(engine, address) else waited.away).append(why)
     if not scope.key and len(scope.addresses) == len(engine.site.buckets):
-        waited.away += engine.site.unattached()
+        waited.away += engine.site.unattached(elsewhere=False)
     waited.unshown = _unshown(engine, scope)
     if scope.key and not (waited.opened or late or waited.away or any(waited.left_out)):
         waited.unruled = _unruled(engine, scope.addresses[0], scope.key)

@@ -175,14 +175,7 @@ class SshRegion(Receiver):
         if self._connection is not None or self._connecting or time.monotonic() < self._next_try_s:
             return
         self._connecting = True
-        self.in_background(self._connect, self._connected, pool=("connect", self.name), whose=self.name)
-
-    def _connect(self) -> Connection:
-        if self.name not in self.engine.site.identities.regions:
-            raise Unavailable(
-                f"region {self.name} is not attached; `fsrepl region add {self.name}={self._host.url}` attaches it"
-            )
-        return self._host.connect()
+        self.in_background(self._host.connect, self._connected, pool=("connect", self.name), whose=self.name)
 
     def _connected(self, found: Connection | Exception) -> None:
         self._connecting = False

@@ -74,6 +74,11 @@ class Host(Elsewhere):
         where = f"{self.settings.place.path}/.fsrepl-agent"
         return f"name the bucket that is replicated to it, or say `fsrepl --site {where}` on that machine"
 
+    @property
+    def not_attached(self) -> str:
+        """The remedy where the site does not know the region yet."""
+        return f"region {self.name} is not attached; `fsrepl region add {self.name}={self.url}` attaches it"
+
     def place_of(self, address: str) -> str:
         return f"{self.url}/{name_of(address)}"
 
@@ -95,6 +100,8 @@ class Host(Elsewhere):
             if found is not None:
                 found.end("the region is attached again")
             hello = replace(self._introduce(self), takes=takes, replaces=replaces)
+            if not (hello.uuid or takes):
+                raise Unavailable(self.not_attached)
             made = self._opening = Connection(self, hello)
             try:
                 if self._is_over:

@@ -96,5 +96,5 @@ class Ssh:
                 f"`agent` in [regions.{self._settings.name}] to its whole path"
             )
         if status == _SSH_FAILED:
-            return f"ssh: {said}" if said else "ssh failed"
+            return f"ssh: {said.removeprefix('ssh: ')}" if said else "ssh failed"
         return said

@@ -191,17 +191,20 @@ class Site:
             return f"region {name} is {self.destinations[name].what}, and has no directory here"
         return f"there is no region {name!r} in {self.settings.path}; it names {self.region_names()}"
 
-    def unattached(self) -> list[str]:
-        """The remedy for each region and tier that this site does not know, as after its state was lost."""
+    def unattached(self, *, elsewhere: bool = True) -> list[str]:
+        """The remedy for each region and tier that this site does not know, as after its state was lost.
+
+        elsewhere: those on other machines, too, where nothing is captured.
+        """
         regions = [
             self.roots[name].not_attached
             for name in sorted(self.settings.regions)
             if name not in self.identities.regions
         ]
         regions += [
-            f"region {name} is not attached; `fsrepl region add {name}={host.url}` attaches it"
+            host.not_attached
             for name, host in sorted(self.hosts.items())
-            if name not in self.identities.regions
+            if elsewhere and name not in self.identities.regions
         ]
         return regions + [tier.not_attached for tier in self.tiers() if not tier.expected]
 

@@ -28,8 +28,8 @@ from fsrepl.settings import Capture, HostSettings, ReplicationSettings, Safety, 
 from tests.waiting import DEADLINE_S, until
 
 HELLO = frames.Hello(
-    "site", "pc:/fsrepl.toml", "eu", "/srv/eu", "", False, False, False, 2, "auto", Capture(), ReplicationSettings(),
-    Scrub(), Safety(),
+    "site", "pc:/fsrepl.toml", "eu", "/srv/eu", "region", False, False, False, 2, "auto", Capture(),
+    ReplicationSettings(), Scrub(), Safety(),
 )  # fmt: skip
 
 
@@ -57,6 +57,7 @@ def test_ssh_is_called_with_the_users_options_and_asks_nothing() -> None:
     [
         ("echo 'sh: 1: fsrepl: not found' >&2; exit 127", "the shell of host does not find 'fsrepl'; install fsrepl"),
         ("echo 'me@host: Permission denied (publickey).' >&2; exit 255", "ssh: me@host: Permission denied"),
+        ("echo 'ssh: connect to host host port 22: No route to host' >&2; exit 255", "/eu: ssh: connect to host"),
         ("echo welcome to host; head -n 1", "it printed 'welcome to host"),
         (f"echo fsrepl-agent {frames.PROTOCOL + 1} 9.9; cat > /dev/null",
          f"fsrepl 9.9 there speaks protocol {frames.PROTOCOL + 1}, and fsrepl {fsrepl.__version__} here protocol "

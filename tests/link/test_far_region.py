@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from fsrepl.commands import operations, services, status
+from fsrepl.capture.watch import NoWatches
+from fsrepl.commands import operations, services, status, wait
 from fsrepl.commands.documents import buckets, regions
 from fsrepl.daemon import agent_home, control, request_json, requests
 from fsrepl.daemon.served_region import ServedRegion
@@ -288,6 +289,20 @@ def test_buckets_there_are_shown_before_a_rule_names_them(memory: Path) -> None:
         until(lambda: site.hosts["west"].connection is None, "the connection has ended")
         with pytest.raises(Unavailable, match="the network is gone"):
             listing.open_bucket(site, DESTINATION)
+
+
+def test_a_region_that_was_not_attached_says_how_it_is(memory: Path) -> None:
+    """Its table alone is not enough, since another site may use it: said with the command, before anything connects.
+    Nothing is captured there, so that `fsrepl wait` does not fail for it."""
+    with FarWorld(memory, lines='\n[regions.no]\npath = "ssh://host/nowhere"\n') as world:
+        connections = len(world.connections)
+        (_, found) = services.look(world.engine.site)
+        assert found["trouble"] == "region no is not attached; `fsrepl region add no=ssh://host/nowhere` attaches it"
+        assert len(world.connections) == connections
+        world.write("k", b"data")
+        world.settle()
+        world.engine.watcher = NoWatches()
+        assert wait.wait(world.engine, wait.scope_of(world.engine, None), 0.0, lambda: False).away == []
 
 
 def test_the_limit_counts_what_is_sent(memory: Path) -> None:

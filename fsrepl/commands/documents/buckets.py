@@ -66,5 +66,5 @@ def versioning_there(site: Site, address: str, known: Iterable[ServiceFacts]) ->
     region = site.destinations[region_of(address)]
     found = region.versioning(address)
     if found is None:
-        raise Refused("NoSuchBucket", f"{region.what} has no bucket {address}")
+        raise Refused("NoSuchBucket", f"there is no bucket {address} at {region.url}")
     return {"Status": str(found)} if found else {}
