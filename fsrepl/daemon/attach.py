@@ -72,6 +72,9 @@ class Attaching(Region):
                 self.follow_documents(state, bucket)
                 with contextlib.suppress(FsreplError, OSError):  # they are copies; the next probe tries again
                     state.attachment.keeper.keep(self.engine.site, bucket)
+                for queue in self.queues.values():
+                    if queue.lacks_room and queue.destination == bucket.address:
+                        queue.look_for_room(*bucket.fs.room(bucket.fd))
                 is_due = not state.is_up and time.monotonic() >= state.attachment.up_again_at_s
                 if is_due and state.bucket.versioning is not Versioning.OFF:
                     self._bring_up(state, bucket)

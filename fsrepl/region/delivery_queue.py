@@ -26,6 +26,8 @@ _LOOKS_MAX = 16
 _NOTES_MAX = 10_000
 _SLOT_LOOK_S = 0.5
 _REASONS_MAX = 3
+_ROOM_BYTES, _ROOM_INODES = 1 << 20, 16
+"""A filesystem with less of one of them is full."""
 
 At = tuple[bytes, str]
 """A key and a version id."""
@@ -54,6 +56,10 @@ class Queue:
         self.paid_at = self.paced_until_s = 0.0
         """Limiter position after the last send, and the time when that will be paid for: see region/limiter.py."""
         self.attempts = 0
+        self.lacks_room = False
+        """Whether a delivery met a full disk since room was last looked for."""
+        self._room = 0, 0
+        """The room that was there when deliveries were tried again because of it."""
         self._tickets = itertools.count()
 
     def blocked(self, now_s: float) -> Document | None:
@@ -212,6 +218,15 @@ class Queue:
             self.notes[at] = (0.0, why, attempts)
         self.overflow.retry_now()
         self.backlog.retry_now()
+
+    def look_for_room(self, free_bytes: int, free_inodes: int) -> None:
+        """Try every delivery now if the disk was full and is so no longer. What does not fit all the same waits for its
+        time, until there is twice as much room."""
+        if free_bytes < _ROOM_BYTES or free_inodes < _ROOM_INODES:
+            self._room = 0, 0
+        elif free_bytes > 2 * self._room[0] or free_inodes > 2 * self._room[1]:
+            self.lacks_room, self._room = False, (free_bytes, free_inodes)
+            self.retry_now()
 
     def next_s(self) -> float | None:
         """The monotonic time of the next try; None where nothing waits."""

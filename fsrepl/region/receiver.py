@@ -307,8 +307,9 @@ class Receiver(abc.ABC):
 
     def try_later(self, deliveries: Sequence[Delivery], why: str | Exception, *, whole: bool = False) -> None:
         """Put deliveries back with a growing, capped delay. whole: the destination cannot be reached at all."""
-        why = why if isinstance(why, str) else self.why_not(why)
         queue = self.queue(deliveries[0].source, deliveries[0].destination)
+        queue.lacks_room |= isinstance(why, OSError) and why.errno in NO_SPACE
+        why = why if isinstance(why, str) else self.why_not(why)
         now_s, cap_s = time.monotonic(), self.engine.settings.replication.retry_max_s
         if whole:
             self.engine.recent.forget_data()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.doubles import FailingFs
+from fsrepl.model.version import Status
+from tests.doubles import FailingFs, UnsyncedFs
 from tests.world import DESTINATION, SOURCE, World, worlds
 
 
@@ -94,3 +96,68 @@ def test_a_replica_that_arrives_before_the_first_scan_is_no_users_write(tmp_path
         if act == "edit":
             assert world.path("k", DESTINATION).stat().st_mode & 0o777 == 0o600
         assert world.leftovers(DESTINATION) == []
+
+
+class FullFs(UnsyncedFs):
+    """No file can be made while there is no room. tries: how often that was tried."""
+
+    def __init__(self) -> None:
+        self.is_full, self.free, self.tries = False, (1 << 30, 1 << 20), 0
+
+    def create(self, at: int, name: bytes) -> int:
+        if self.is_full:
+            self.tries += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().create(at, name)
+
+    def room(self, fd: int) -> tuple[int, int]:
+        return self.free
+
+
+def _after_many_tries(world: World, fs: FullFs) -> None:
+    """A delivery that has met a full disk so often that it is tried again after a quarter of a minute at the least."""
+    world.restart(fs=fs)
+    world.settle()
+    world.write("k", b"data")
+    world.capture(SOURCE)
+    fs.is_full = True
+    for _ in range(5):
+        world.flush_settling()
+        world.engine.run_until_idle()
+    assert fs.tries >= 5
+    fs.tries = 0
+
+
+def _probe(world: World) -> None:
+    """What the daemon does each second."""
+    world.region(DESTINATION).probe_buckets()
+    world.engine.run_until_idle()
+
+
+@pytest.mark.parametrize("full", [(0, 1 << 20), (1 << 30, 0)], ids=["bytes", "inodes"])
+def test_a_delivery_goes_on_as_soon_as_there_is_room(memory: Path, full: tuple[int, int]) -> None:
+    """G7: not once its delay is over, which grows to minutes while the disk is full."""
+    fs = FullFs()
+    with World(memory) as world:
+        _after_many_tries(world, fs)
+        fs.free = full
+        _probe(world)
+        assert fs.tries == 0
+        fs.is_full, fs.free = False, (1 << 20, 1 << 20)
+        _probe(world)
+        assert world.tree(DESTINATION) == {"k": b"data"}
+        assert world.statuses() == {Status.COMPLETED}
+
+
+def test_what_does_not_fit_although_there_is_room_waits_for_its_time(memory: Path) -> None:
+    """A quota is full, or the object is larger than what is free: it is tried once more, and then when there is twice
+    as much room."""
+    fs = FullFs()
+    with World(memory) as world:
+        _after_many_tries(world, fs)
+        for _ in range(3):
+            _probe(world)
+        assert fs.tries == 1
+        fs.is_full, fs.free = False, (3 << 30, 1 << 20)
+        _probe(world)
+        assert world.tree(DESTINATION) == {"k": b"data"}
