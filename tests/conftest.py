@@ -8,6 +8,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 # A test without credentials asks no network for some, which takes seconds where no answer comes.
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+# A shell that runs the tests in the background has them ignore SIGINT, and with them each program that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The time that an example takes depends on the machine.
 hypothesis.settings.register_profile("fsrepl", deadline=None)
