@@ -118,6 +118,16 @@ def files_of(arguments: Iterable[str]) -> list[str]:
     return [*FILES]
 
 
+def completed(environ: Mapping[str, str]) -> list[str] | None:
+    """The arguments on the line that a shell asks to complete, roughly: quotes are not looked at. None: no shell asks.
+
+    Source: the scripts that typer installs. bash gives the words of the line, other shells the line.
+    """
+    if "_FSREPL_COMPLETE" not in environ:
+        return None
+    return (environ.get("_TYPER_COMPLETE_ARGS") or environ.get("COMP_WORDS", "")).split()[1:]
+
+
 def _words(arguments: Iterable[str]) -> list[str]:
     """The words of these arguments that name the command: one, or two of a group of commands."""
     words = []
@@ -178,8 +188,10 @@ def main() -> None:
 def _run() -> int:
     utf8.use()
     try:
-        register(files_of(sys.argv[1:]))
-        status = parser_of(sys.argv[1:])(standalone_mode=False)  # the status of a command's typer.Exit is returned here
+        line = completed(os.environ)
+        register(files_of(sys.argv[1:] if line is None else line))
+        parser = parser_of(sys.argv[1:]) if line is None else app
+        status = parser(standalone_mode=False)  # the status of a command's typer.Exit is returned here
         return status if isinstance(status, int) else 0
     except typer.Abort:
         typer.echo("cancelled; nothing was changed", err=True)

@@ -46,6 +46,8 @@ def offered(words: str, **environ: str) -> list[str]:
         ("bucket ls east/", ["east/src"]),
         ("role show x", []),
         ("head nowhere/x/y", []),
+        ("hea", ["head"]),
+        ("bucket cr", ["create"]),
     ],
 )
 def test_what_is_offered(site: Site, words: str, expected: list[str]) -> None:

@@ -119,6 +119,22 @@ def loaded(*arguments: str, before: str = "") -> set[str]:
     return {*done.stderr.splitlines()[-1].split()}
 
 
+@pytest.mark.parametrize(
+    ("environ", "is_only_it"),
+    [
+        ({"COMP_WORDS": "fsrepl --site /s head e", "COMP_CWORD": "4"}, True),
+        ({"_FSREPL_COMPLETE": "complete_fish", "_TYPER_COMPLETE_ARGS": "fsrepl head e"}, True),
+        ({"COMP_WORDS": "fsrepl hea", "COMP_CWORD": "1"}, False),
+    ],
+)
+def test_completion_loads_the_file_of_the_command_on_the_line(environ: dict[str, str], *, is_only_it: bool) -> None:
+    """A press of Tab answers fast: other files are loaded where the command is still to be completed."""
+    asked = {"_FSREPL_COMPLETE": "complete_bash", "_TYPER_COMPLETE_FISH_ACTION": "get-args", **environ}
+    found = loaded(before=f"import os; os.environ.update({asked})")
+    assert "fsrepl.cli.objects" in found
+    assert ("fsrepl.cli.buckets" not in found) is is_only_it
+
+
 def test_a_command_loads_nothing_that_it_does_not_use() -> None:
     """Section 5: scripts call `fsrepl wait` and `fsrepl ls` again and again."""
     found = loaded("role", "ls", "--help")
