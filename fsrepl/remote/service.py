@@ -15,8 +15,8 @@ from fsrepl.remote.elsewhere import Elsewhere
 from fsrepl.remote.failures import ServiceAway
 from fsrepl.settings import EndpointSettings
 
-ANSWER_S = 10.0
-"""How long a command waits for a service."""
+ANSWER_S = 20.0
+"""How long a command waits for a service. On a small or busy machine botocore's start alone takes seconds."""
 
 T = TypeVar("T")
 
