@@ -108,7 +108,7 @@ FILES: Mapping[str, Sequence[str]] = {
 
 
 def files_of(arguments: Iterable[str]) -> list[str]:
-    """The file that has the command of these arguments; all files for help, completion or an unknown command."""
+    """The file that has the command of these arguments; all files for help or an unknown command."""
     rest = iter(arguments)
     for argument in rest:
         if argument == "--site":
