@@ -268,10 +268,11 @@ class Worker(Attaching):
                 left_number += len(left)
                 state_.attachment.note_success()
                 halting.settle(self, state_)
-        # Taking a key and putting it back costs a tenth of its capture: the next batch is what this one had time for.
+        # Taking a key and putting it back costs a tenth of its capture: the next batch is what this one had time for,
+        # or a little more.
         done = len(in_hand) - left_number
         most = BATCH if self.engine.stager is None else 2 * BATCH  # it reads a part of them while another one is judged
-        self._take_max = min(most, max(_BATCH_MIN, done if left_number else 2 * self._take_max))
+        self._take_max = min(most, max(_BATCH_MIN, done if left_number else self._take_max * 5 // 4))
         for state in self.states.values():
             if state.withheld and state.is_up:
                 with self.at_work(state):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from fsrepl.capture import ingest
 from fsrepl.daemon import worker
 from fsrepl.region import outcome_queue, rotation
+from fsrepl.region.change_queue import Change
 from fsrepl.replicate import deliver
 from tests.world import DESTINATION, SOURCE, World
 
@@ -74,3 +76,23 @@ def test_a_slow_machine_takes_only_what_it_has_time_for(memory: Path, monkeypatc
         world.settle()
         assert world.tree(DESTINATION) == world.tree(SOURCE)
     assert BURST <= sum(taken) <= worker.BATCH + 4 * BURST
+
+
+def test_few_keys_are_taken_that_no_time_is_left_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7: a batch is about what a step has time for, and hardly any key is taken and put back."""
+    taken, left = list[int](), list[int]()
+
+    def take(_region: object, _state: object, _bucket: object, changes: Sequence[Change]) -> Sequence[Change]:
+        taken.append(len(changes))
+        left.append(max(0, len(changes) - 200))
+        return changes[200:]
+
+    with World(tmp_path) as world:
+        world.settle()
+        monkeypatch.setattr(ingest, "take", take)
+        region = world.region()
+        region.changes.add(SOURCE, [b"%d" % i for i in range(10_000)], 0)
+        while region.changes.is_queued(SOURCE, b"9999"):
+            region.turn()
+        assert sum(taken) - sum(left) == 10_000
+        assert sum(left) < 1_600
