@@ -249,7 +249,7 @@ def write(engine: Runtime, state: BucketState, bucket: OpenBucket, settlement: S
             elif not version.marker:
                 state.labels.add(version, now_s)
     with engine.journal.transaction():
-        engine.journal.views.see_changed(address, labelled)
+        engine.journal.views.see_labelled(address, labelled)
         engine.journal.deliveries.put_all(address, [*settlement.confirmed, *settlement.changed.values()])
         for delivery in settlement.gone:
             engine.journal.deliveries.drop(delivery)

@@ -60,6 +60,6 @@ def _label_views(region: Region, state: BucketState, due: Sequence[tuple[Version
                 state.labels.again(version, time.monotonic())
                 continue
             if view is not None:
-                seen.append((version.key, view))
+                seen.append((version.key, known.view, view))
     with engine.journal.transaction():
-        engine.journal.views.see_all(address, seen)
+        engine.journal.views.see_labelled(address, seen)

@@ -30,18 +30,22 @@ class Views:
                 [(*seen_columns(view), number, *keys.split(key)) for key, view in rows],
             )
 
-    def see_changed(self, address: str, rows: Iterable[tuple[bytes, View, View]]) -> None:
-        """Record how views look now, each by its key, where they are still recorded as they looked before."""
+    def see_labelled(self, address: str, rows: Iterable[tuple[bytes, View, View]]) -> None:
+        """Record views that were labelled, each by its key, as it looked before and after that; one that is recorded
+        otherwise by now is left so. A label changes the ctime alone, and no index has that."""
         number = self._connection.ids[address]
         with self._connection.transaction():
             self._connection.executemany(
-                "UPDATE object SET ino = ?, size = ?, mtime = ?, ctime = ?, mode = ?, racy = ?, shown = ? "
+                "UPDATE object SET ctime = ?, racy = ? "
                 "WHERE bucket = ? AND dir = ? AND name = ? AND ino = ? AND ctime = ? AND shown = ?",
                 [
-                    (*seen_columns(view), number, *keys.split(key), column(was.ino), column(was.ctime_ns), was.shown)
-                    for key, was, view in rows
+                    (
+                        column(now.ctime_ns), now.racy,
+                        number, *keys.split(key), column(was.ino), column(was.ctime_ns), was.shown,
+                    )
+                    for key, was, now in rows
                 ],
-            )
+            )  # fmt: skip
 
     def unshown(self, address: str, limit: int) -> list[bytes]:
         """Keys whose view was not seen to show their current version."""
