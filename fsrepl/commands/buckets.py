@@ -65,7 +65,7 @@ def make_bucket(
     """Create a bucket's folder and its .fsrepl, the identity last. Existing files stay; undo removes what was created.
 
     umask: the caller's, where the caller is another process: the daemon's would lock users out of the folder. trees:
-    a tree bucket; an existing identity says that itself.
+    a tree bucket; an existing identity may say so itself.
     This function's caller saves the site's identities.
     """
     region, name = address.region, address.name
@@ -96,7 +96,7 @@ def make_bucket(
             write_document(fs, meta, b"versioning.json", replication.versioning_document(versioning))
         known = read_document(fs, meta, b"bucket.json")
         identity: dict[str, object] = dict(known or new_identity(name, site.now()))
-        if known is None and trees:
+        if trees:
             identity["trees"] = True
         if known is None and (lost := site.identities.buckets.get(str(address))):
             identity["replaces"] = [lost]  # on a new disk; its content in tiers is still there
@@ -140,7 +140,7 @@ def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool, trees: bool 
 
     A folder that came with its store, moved here from another name or site, keeps its versions and its versioning.
 
-    trees: into a tree bucket, where each symlink does so too.
+    trees: into a tree bucket, where each symlink does so too, and each directory. A store that is one stays one.
     """
     site, address = engine.site, str(bucket)
     region, name = bucket.region, bucket.name
@@ -148,7 +148,8 @@ def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool, trees: bool 
     if region not in site.settings.regions:
         raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
     if address in site.buckets and versioning_of(site, address) is not Versioning.OFF:
-        raise Refused("BucketAlreadyOwnedByYou", f"{address} is a versioned bucket already")
+        turn = f"; `fsrepl bucket trees {address} on` makes it a tree bucket" if trees else ""
+        raise Refused("BucketAlreadyOwnedByYou", f"{address} is a versioned bucket already{turn}")
     with site.open_region(region) as at:
         try:
             fd = site.fs.open_dir(at, name.encode(), cross=True)
@@ -198,8 +199,13 @@ def _require_no_copy(site: Site, address: str, at: int) -> None:
             )
 
 
-def heal_bucket(engine: Engine, address: str, *, dry_run: bool, umask: int | None = None) -> dict[str, object]:
-    """Restore a bucket that has lost its .fsrepl or its folder. See heal.py. umask: see make_bucket."""
+def heal_bucket(
+    engine: Engine, address: str, *, dry_run: bool, umask: int | None = None, trees: bool = False
+) -> dict[str, object]:
+    """Restore a bucket that has lost its .fsrepl or its folder. See heal.py. umask: see make_bucket.
+
+    trees: as a tree bucket; one that was a tree bucket is one again.
+    """
     bucket = engine.site.bucket(address)
     if not has_folder(bucket):
         if dry_run:
@@ -209,13 +215,14 @@ def heal_bucket(engine: Engine, address: str, *, dry_run: bool, umask: int | Non
             return {"Bucket": address, **room.document(), **missing.document(), "Healed": False}
         make_folder(bucket, umask)
     with open_folder(bucket) as (_, fd):
-        room = measure(engine.fs, fd, engine.settings, bucket.region)
+        is_tree = trees or remembered.was_tree(engine.site, address)
+        room = measure(engine.fs, fd, engine.settings, bucket.region, trees=is_tree)
         room.check(address)
         answer = {"Bucket": address, **room.document()}
         if dry_run:
             return answer | what_is_missing(engine, bucket, fd).document() | {"Healed": False}
         requirements.require(engine.fs, fd, f"folder {address}")
-    return answer | heal(engine, address).document()
+    return answer | heal(engine, address, trees=trees).document()
 
 
 def remove_bucket(engine: Engine, request: RemoveBucket) -> dict[str, object]:

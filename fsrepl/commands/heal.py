@@ -149,12 +149,15 @@ def open_folder(bucket: Bucket) -> Iterator[tuple[int, int]]:
             bucket.fs.close(fd)
 
 
-def heal(engine: Engine, address: str) -> Healed:
-    """Restore a bucket. Copies in the caller's thread, since no other work happens in an offline bucket."""
+def heal(engine: Engine, address: str, *, trees: bool = False) -> Healed:
+    """Restore a bucket. Copies in the caller's thread, since no other work happens in an offline bucket.
+
+    trees: as a tree bucket, whatever it was.
+    """
     bucket, region = engine.site.bucket(address), engine.region_of(address)
     region.ask(lambda: region.drop_bucket(address))
     with open_folder(bucket) as (_, fd):
-        identity = _make_folders(engine, bucket, fd)
+        identity = _make_folders(engine, bucket, fd) | ({"trees": True} if trees else {})
         again = engine.fs.open_dir(fd, b"")
         with OpenBucket(bucket, again) as opened:
             bucket.documents = bucket.read_documents(opened)
@@ -317,12 +320,12 @@ def _objects(bucket: OpenBucket) -> Iterator[bytes]:
 
 
 def _has_file(fs: Fs, fd: int, key: bytes) -> bool:
-    """Whether a key has a file in a bucket's folder, or may have one in a directory that cannot be read."""
+    """Whether a key has its file, or its directory, in a bucket's folder, or may have it in one that cannot be read."""
     directory, name = keys.split(key)
     try:
         at = fs.open_dir(fd, directory)
         try:
-            return not stat.S_ISDIR(fs.stat(at, name).st_mode)
+            return not name or not stat.S_ISDIR(fs.stat(at, name).st_mode)
         finally:
             fs.close(at)
     except OSError as error:

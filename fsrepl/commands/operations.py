@@ -107,7 +107,9 @@ def _adopt(engine: Engine, request: requests.AdoptBucket) -> Answer:
     if known is not None and heal.is_lost(engine.site, known):
         if not (request.dry_run or request.although_away):
             heal.require_all(engine.site, known)
-        return buckets.heal_bucket(engine, known.address, dry_run=request.dry_run, umask=request.umask)
+        return buckets.heal_bucket(
+            engine, known.address, dry_run=request.dry_run, umask=request.umask, trees=request.trees
+        )
     return _ask_region(
         engine, request, lambda e, r: buckets.adopt_bucket(e, r.bucket, dry_run=r.dry_run, trees=r.trees)
     )

@@ -181,6 +181,24 @@ def test_a_bucket_that_was_moved_keeps_its_versions(world: World) -> None:
     assert len(world.ids(ADDRESS)[b"k"]) == 3
 
 
+def test_a_bucket_that_was_moved_is_adopted_as_a_tree_bucket(world: World) -> None:
+    """The option holds for a folder with a store of its own too; of a bucket that is there, another command is told."""
+    world.write("d/k", b"one", OTHER)
+    world.settle()
+    world.path("empty", OTHER).mkdir()
+    world.path("link", OTHER).symlink_to("d")
+    before = world.ids(OTHER)
+    with pytest.raises(Refused, match=r"BucketAlreadyOwnedByYou: .*`fsrepl bucket trees east/other on`"):
+        world.run("bucket.adopt", bucket=OTHER, trees=True)
+    world.path(bucket=OTHER).rename(world.path(bucket=ADDRESS))
+    world.run("bucket.rm", bucket=OTHER)
+    world.run("bucket.adopt", bucket=ADDRESS, trees=True)
+    world.settle()
+    assert json.loads(world.path(".fsrepl/bucket.json", ADDRESS).read_text())["trees"] is True
+    assert world.ids(ADDRESS).keys() == {b"d/", b"d/k", b"empty/", b"link"}
+    assert world.ids(ADDRESS)[b"d/k"] == before[b"d/k"]
+
+
 @pytest.mark.parametrize("document", ["{", "[]"])
 def test_a_store_whose_identity_cannot_be_read_is_not_adopted(world: World, document: str) -> None:
     """Bad input: the message says what to do."""

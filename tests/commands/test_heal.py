@@ -99,6 +99,39 @@ def test_what_people_did_to_the_files_meanwhile(world: World) -> None:
     assert world.tree(DESTINATION) == {"d/k": b"mirrored", "fresh": b"fresh", "x" * 240: b"long"}
 
 
+def test_directories_of_a_tree_bucket_that_are_there_are_not_missing(memory: Path) -> None:
+    """G1: neither announced as deletions nor put back; one that is gone is. Asked for, any bucket becomes one."""
+    with World(memory, trees=True) as world:
+        world.write("d/k", b"k")
+        for name in ("empty", "removed"):
+            world.path(name).mkdir()
+        world.path("link").symlink_to("d")
+        world.settle()
+        before = world.ids(SOURCE)
+        lose(world, SOURCE)
+        told = world.run("bucket.adopt", bucket=SOURCE, dry_run=True)
+        assert (told["Objects"], told["PutBack"], told["Deleted"], told["DeletedAt"]) == (2, 0, 0, {})
+        world.path("removed").rmdir()
+        told = world.run("bucket.adopt", bucket=SOURCE, dry_run=True)
+        assert (told["PutBack"], told["Deleted"], told["DeletedAt"]) == (0, 1, {DESTINATION: 1})
+        adopt(world, SOURCE)
+        world.settle()
+        assert [v.marker for v in world.of("removed/", DESTINATION)] == [True, False]
+        assert {key: ids for key, ids in world.ids(SOURCE).items() if key != b"removed/"} == {
+            key: ids for key, ids in before.items() if key != b"removed/"
+        }
+
+
+def test_a_bucket_is_restored_as_a_tree_bucket(world: World) -> None:
+    """The option of `bucket adopt` holds for a bucket that has lost its .fsrepl too."""
+    world.path("empty").mkdir()
+    lose(world, SOURCE)
+    world.run("bucket.adopt", bucket=SOURCE, trees=True)
+    world.settle()
+    assert json.loads(world.path(".fsrepl/bucket.json", SOURCE).read_text())["trees"] is True
+    assert b"empty/" in world.ids(SOURCE)
+
+
 def lose_folder(world: World, bucket: str, how: str) -> None:
     """Remove the folder, or replace it by an empty one, or by one with files that are no objects of the bucket."""
     shutil.rmtree(world.path("", bucket))
