@@ -229,7 +229,7 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
     bucket.sync()
     with engine.journal.transaction():
         # a view that another one was linked to looks otherwise since
-        engine.journal.versions.add_shown(address, [(v, links.latest(v.key, view)) for v, view in shown])
+        engine.journal.versions.add_shown(address, links.latest_of(shown))
         for version in behind:
             engine.journal.versions.add(address, version)
         links.refresh()

@@ -205,7 +205,7 @@ def _shown(
     for path in changed if links is not None else ():
         resting.note(state, path, changed=True)
     if links is not None:  # a view that another one was linked to may be a file of its own since
-        return [(version, links.latest(version.key, view)) for version, view in seen]
+        return links.latest_of(seen)
     return seen
 
 

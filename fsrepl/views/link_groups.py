@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from msgspec.structs import replace
 
@@ -58,7 +58,7 @@ class LinkGroups:
 
     def stage(self, version: Version) -> bytes:
         """Stage a version's view as a hard link to another one, in .fsrepl/tmp; empty where it is a separate file."""
-        if version.link is None or version.kind is Kind.DIRECTORY or not self._bucket.bucket.trees:
+        if version.link is None or not self._bucket.bucket.trees:
             return b""
         for at in self._names(version, version.link):
             if staged := self.stage_as(version, *at):
@@ -127,11 +127,13 @@ class LinkGroups:
         staged: empty where the stored file was prepared to be the view; or where stages is True, and the view is staged
         now. emptied: see show.show.
         """
-        bucket, linked = self._bucket, self.stage(version)
+        bucket, linked = self._bucket, self.stage(version) if version.link is not None else b""
         if linked and staged:
             staging.unstage(bucket, staged)
         view = linked or staged or (stage.stage_current(bucket, version) if stages else b"")
-        expected = self.expected(self.latest(version.key, was))
+        expected = self._shown.get(version.key, was)
+        if expected is not None:
+            expected = self.expected(expected)
         outcome = show.show(bucket, version, expected, view, emptied=emptied)
         if isinstance(outcome, show.Shown):
             self.showed(version, was, outcome.view)
@@ -228,17 +230,19 @@ class LinkGroups:
 
     def showed(self, version: Version, was: View | None, view: View | None) -> None:
         """Note how a key's view looks, and that the file shown before has a name less."""
-        if not self._bucket.bucket.trees:
-            return
         if was is not None:
+            if not self._bucket.bucket.trees:
+                return
             self._ctimes.setdefault(was.ino, was.ctime_ns)
-        self._shown.pop(version.key, None)
         if view is not None:
             self._shown[version.key] = view
+        else:
+            self._shown.pop(version.key, None)
 
-    def latest(self, key: bytes, view: View | None) -> View | None:
-        """How a view looks that was shown in this batch."""
-        return self._shown.get(key, view)
+    def latest_of(self, seen: Iterable[tuple[Version, View | None]]) -> list[tuple[Version, View | None]]:
+        """How views look that were shown in this batch: another one may have been linked to them since."""
+        shown = self._shown
+        return [(version, shown.get(version.key, view)) for version, view in seen]
 
     def refresh(self) -> None:
         """Bring the journal up to date about the other names of files that have a name more or less."""

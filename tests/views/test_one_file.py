@@ -127,10 +127,11 @@ def test_a_view_that_was_shown_and_removed_in_one_batch_is_not_on_record(tmp_pat
         links = LinkGroups(engine.journal, bucket, engine.syncer, engine.recent)
         world.write("a", b"content")
         view = view_of(world.path("a").stat(), "1")
-        links.showed(Version(b"a", "1", 1), None, view)
-        assert links.latest(b"a", None) == view
+        version = Version(b"a", "1", 1)
+        links.showed(version, None, view)
+        assert links.latest_of([(version, None)]) == [(version, view)]
         links.showed(Version(b"a", "2", 2, marker=True), view, None)
-        assert links.latest(b"a", None) is None
+        assert links.latest_of([(version, None)]) == [(version, None)]
 
 
 @made_by
