@@ -315,7 +315,7 @@ def _record_edit(
     if taken.kind is Kind.DIRECTORY:
         own = None if taken.is_closed else taken.attrs
         if change.flags & CHANGED:  # its time may have been changed
-            resting.note(state, key[:-1], changed=False)
+            resting.note(state, key[:-1])
     else:
         own = None if taken.kind is Kind.LINK or _has_lost_attributes(state, key, known, taken) else taken.attrs
     labelled = attributes.VERSION_ID in taken.labels or taken.kind is Kind.DIRECTORY

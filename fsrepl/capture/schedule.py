@@ -244,7 +244,7 @@ def _step(region: Region, state: BucketState) -> None:
     def listed(path: bytes) -> None:
         following.note(state, path, notified=state.is_scanned)
         if is_replica:
-            resting.note(state, path, changed=False)
+            resting.note(state, path)
 
     with state.bucket.open() as bucket:
         while time.monotonic() < until_s and (scan := state.scans.next()) is not None:

@@ -162,7 +162,6 @@ def _shown(
 ) -> Seen:  # fmt: skip
     """Update views to their new versions. A view that cannot change yet becomes stale; its delivery is COMPLETED."""
     seen: Seen = []
-    changed: set[bytes] = set()
     emptied: set[bytes] = set()
     all_left: list[tuple[bytes, str, Version | None]] = []
     all_overwritten: list[overwritten.At] = []
@@ -186,7 +185,6 @@ def _shown(
                 elif left:
                     all_left.append((key, left, record))
                 seen.append((item.replica, view))
-                changed.add(directory)
                 if view is not None and is_directory:
                     resting.note_shown(state, item.replica)
                     narrower.show(item.replica)
@@ -202,8 +200,6 @@ def _shown(
     _leave(bucket, emptied)
     shared_record.repair_all_left(region.engine, state, bucket, all_left)
     overwritten.note(region.engine.syncer, state, bucket, all_overwritten)
-    for path in changed if links is not None else ():
-        resting.note(state, path, changed=True)
     if links is not None:  # a view that another one was linked to may be a file of its own since
         return links.latest_of(seen)
     return seen

@@ -192,6 +192,8 @@ class OpenBucket:
 
     def sync(self) -> None:
         """Make everything written in this bucket so far durable."""
+        if self.bucket.trees:
+            self.bucket.touched |= self.views.changed
         if len(self.views.changed) + len(self.store.changed) > 4:
             self.fs.sync_all(self.fd)
             self.views.changed.clear()
@@ -244,6 +246,9 @@ class Bucket:
         self.links: bool | None = None
         self.coarse: tuple[int, int] | None = None
         """A device, and the granularity of its filesystem's times."""
+        self.touched: set[bytes] = set()
+        """Of a tree bucket: directories in which the daemon changed views, until that is noted, see
+        views/resting.py."""
 
     @property
     def path(self) -> Path:

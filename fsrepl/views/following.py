@@ -112,7 +112,7 @@ def note_all(region: Region, address: str, paths: Iterable[bytes]) -> None:
     if state is not None and state.is_up:
         for path in paths:
             note(state, path, notified=True)
-            resting.note(state, path, changed=False)
+            resting.note(state, path)
 
 
 def restore(region: Region, address: str, path: bytes) -> None:

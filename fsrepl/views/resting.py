@@ -1,8 +1,8 @@
 """Times of directories in a tree bucket: a replica's directory gets its source's mtime once nothing changes in it.
 
 A directory's mtime changes with each entry, so it is no part of its object, and versions do not carry it. Each change
-of a replica's directory postpones the moment, so that its time is set once a burst. After a crash the next scan of the
-directory queues it again.
+that the daemon makes in a replica's directory, in whatever part of it, postpones the moment, so that its time is set
+once a burst. After a crash the next scan of the directory queues it again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,19 @@ _REST_S = 2.0
 _BATCH = 256
 
 
-def note(state: BucketState, path: bytes, *, changed: bool) -> None:
-    """Note that something changed in a directory, or that its time may differ."""
-    if path and state.bucket.trees and (changed or path not in state.views.resting):
-        known = state.views.resting.pop(path, Resting(0.0))  # the order of the dict is that of the times
-        state.views.resting[path] = replace(known, due_s=time.monotonic() + _REST_S)
+def note(state: BucketState, path: bytes) -> None:
+    """Note that the time of a directory may differ from its source's."""
+    if path and state.bucket.trees and path not in state.views.resting:
+        state.views.resting[path] = Resting(time.monotonic() + _REST_S)
+
+
+def _note_touched(state: BucketState) -> None:
+    """Note the directories in which the daemon has changed something."""
+    touched, due_s = state.bucket.touched, time.monotonic() + _REST_S
+    while touched:  # a background worker may add to it
+        if path := touched.pop():
+            known = state.views.resting.pop(path, Resting(0.0))  # the order of the dict is that of the times
+            state.views.resting[path] = replace(known, due_s=due_s)
 
 
 def note_shown(state: BucketState, version: Version) -> None:
@@ -51,6 +59,7 @@ def rest_due(region: Region) -> bool:
     """Set the times of directories that are at rest; whether there were any."""
     busy, now_s = False, time.monotonic()
     for state in region.states.values():
+        _note_touched(state)
         due_s = next_s(state)
         if not state.is_up or due_s is None or due_s > now_s:
             continue

@@ -98,6 +98,26 @@ def test_a_removed_name_leaves_the_others(tmp_path: Path) -> None:
         world.stays_quiet()
 
 
+def test_a_directory_has_the_time_of_its_source_also_after_a_view_in_it_was_linked(tmp_path: Path) -> None:
+    """Linked to a file in another directory, as by `cp -al`, the first name's view is replaced: a stored file before,
+    it is not one any more."""
+    with World(tmp_path, trees=True) as world:
+        world.write("d/a", b"content")
+        world.path("e").mkdir()
+        os.utime(world.path("d"), ns=(0, 1_000_000_000))
+        world.settle()
+        world.settle()
+        assert not world.state(DESTINATION).views.resting
+        os.link(world.path("d/a"), world.path("e/a"))
+        world.capture(SOURCE)
+        assert world.engine.run_until_idle()  # no scan of the replica
+        world.flush_settling()
+        assert world.engine.run_until_idle()
+        assert groups(world, DESTINATION) == [["d/a", "e/a"]]
+        assert world.path("d", DESTINATION).stat().st_mtime_ns == 1_000_000_000
+        assert not world.state(DESTINATION).views.resting
+
+
 def test_a_file_of_the_same_content_joins_and_leaves_a_group(tmp_path: Path) -> None:
     """`ln -f`, and a copy that replaces a name: a new version, though the content is the same."""
     with World(tmp_path, trees=True) as world:
