@@ -19,6 +19,9 @@ from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.posix import inode_posix, posix_of, view_metadata
 from fsrepl.storage.view_file import ViewFile
 
+_DIRECTORY_READS = 4
+_NO_CONTENT = digests.of(b"")
+
 
 class Taken(Struct, frozen=True, array_like=True):
     """A stable copy: its content in data, or in .fsrepl/tmp under the name staged. The stager sends it as it is.
@@ -185,16 +188,23 @@ def take_written(
 
 
 def take_directory(bucket: OpenBucket, fd: int, now_ns: int, *, is_closed: bool) -> Taken:
-    """The metadata of an open directory. is_closed: it was opened by open_inode. Raises SourceMoved."""
+    """The metadata of an open directory. is_closed: it was opened by open_inode. Raises SourceMoved.
+
+    What is made in it changes its ctime too, as while it is filled: it is read a few times.
+    """
     found = bucket.fs.stat_fd(fd)
-    raw = {} if is_closed else bucket.fs.attributes(fd)
-    posix = inode_posix(bucket, fd, found)
-    if bucket.fs.stat_fd(fd).st_ctime_ns != found.st_ctime_ns:
+    for _ in range(_DIRECTORY_READS):
+        raw = {} if is_closed else bucket.fs.attributes(fd)
+        posix = inode_posix(bucket, fd, found)
+        before, found = found, bucket.fs.stat_fd(fd)
+        if found.st_ctime_ns == before.st_ctime_ns:
+            break
+    else:
         raise SourceMoved("the directory changed meanwhile")
     racy = times.is_racy(found.st_ctime_ns, now_ns, bucket.coarse_ns)
     labels = {name: value for name, value in raw.items() if attributes.is_ours(name)}
     return Taken(
-        found, 0, digests.of(b""), posix, attributes.own(raw), attributes.tags(raw), labels, racy, b"",
+        found, 0, _NO_CONTENT, posix, attributes.own(raw), attributes.tags(raw), labels, racy, b"",
         is_closed=is_closed, kind=Kind.DIRECTORY,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from fsrepl.capture.apply import NewVersion
 from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_S, CopyInBackground
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
-from fsrepl.model.version import NULL, PERMISSIONS, Versioning
+from fsrepl.model.version import NULL, Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.region import delivery_queue, halting, limits
 from fsrepl.region.bucket_state import BucketState, Damaged
@@ -43,6 +43,8 @@ _GLANCES = 64
 """Number of keys between two looks at the clock."""
 _BATCH_BYTES = 16 << 20
 """Limit of the content held in memory, to be sent without another read."""
+_VERSION_ID = operator.attrgetter("version.id")
+"""The order in which keys were inspected."""
 
 
 def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequence[Change]) -> Sequence[Change]:
@@ -102,7 +104,8 @@ def _take_chunk(
 ) -> tuple[list[NewVersion], list[Change]]:  # fmt: skip
     """The versions that changed keys make, staged or with the stager; and the keys that no time was left for.
 
-    read: what the stager has read. The first key is captured in any case.
+    read: what the stager has read. The first key is captured in any case, and a directory where files were read: else
+    these would be replicated before it.
     """
     batch: list[NewVersion] = []
     left: list[Change] = []
@@ -113,7 +116,7 @@ def _take_chunk(
             new = _apply_singly(region, state, bucket, change, known, taken)
         else:
             now_s = time.monotonic()
-            if number and now_s > until_s:
+            if number and now_s > until_s and not (read and keys.is_directory(change.key)):
                 left.append(change)
                 continue
             if state.captures.singly or change.key in state.captures.set_aside:
@@ -139,7 +142,7 @@ def _publish_staged(
     for each in left:
         region.defer(state, each.change, AGAIN_AT_LEAST_S, "its content was not staged")
     if batch or staged:
-        publish(region, state, bucket, [*batch, *staged])
+        publish(region, state, bucket, sorted([*batch, *staged], key=_VERSION_ID))
 
 
 def _apply_singly(
@@ -187,8 +190,8 @@ def _without_own(
 
 
 def _is_as_recorded(bucket: OpenBucket, key: bytes, known: Object) -> bool:
-    """Whether the file of a key is as recorded."""
-    if known.view is None or known.view.mode > PERMISSIONS:  # a symlink, or a directory
+    """Whether the file or directory of a key is as recorded."""
+    if known.view is None or known.view.is_link:
         return False
     try:
         return look.is_unchanged(known, bucket.view_status(key))
@@ -197,9 +200,11 @@ def _is_as_recorded(bucket: OpenBucket, key: bytes, known: Object) -> bool:
 
 
 def _with_directories(region: Region, state: BucketState, changes: Sequence[Change]) -> list[Change]:
-    """Changes in a tree bucket, directories first, and with those above new keys that have no version yet.
+    """Changes in a tree bucket, each directory before what is in it, and with those above new keys that have no version
+    yet.
 
-    So no replica gets a file before the version of its directory, and has to make that without one.
+    So no replica gets a file before the version of its directory, and has to make that without one. A directory is
+    mostly delivered with its files: once it is there it is watched, and each of these makes an event.
     """
     address = state.bucket.address
     first: dict[bytes, Change] = {}
@@ -226,7 +231,15 @@ def _with_directories(region: Region, state: BucketState, changes: Sequence[Chan
     rest = [each for each in changes if each.key not in first]
     named = {each.key for each in rest}
     before = first | {key: change for key, change in missing.items() if key not in named}
-    return [*(before[key] for key in sorted(before)), *rest]
+    ordered: list[Change] = []
+    latest = b""
+    for change in rest:
+        if before and (parent := change.key.rpartition(b"/")[0]) != latest:
+            latest = parent
+            found = [before.pop(path + b"/", None) for path in directories.with_parents([parent])]
+            ordered += [each for each in found if each is not None]
+        ordered.append(change)
+    return [*ordered, *(before[key] for key in sorted(before))]
 
 
 def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None) -> None:

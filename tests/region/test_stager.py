@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from fsrepl.region.stager import Pending, Stager
 from fsrepl.replicate import deliver, group
 from fsrepl.replicate import in_stager as replicas
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.views import labels, view_attributes
+from fsrepl.views import directories, labels, view_attributes
 from tests.hosts import FarWorld
 from tests.stagers import StagerHere, real
 from tests.waiting import DEADLINE_S, until
@@ -393,3 +394,31 @@ def test_contents_for_another_machine_are_read_once(tmp_path: Path) -> None:
         assert world.engine.recent.data(version.digest) == made["d/000"]
         assert world.tree(DESTINATION) == made
         assert world.statuses() == {Status.COMPLETED}
+
+
+def test_a_directory_is_captured_before_files_that_the_stager_has_read(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the stager has taken for these: else a replica would have to make the directory without its version,
+    and to change it afterwards."""
+
+    class Slow(StagerHere):
+        def begin(self, what: str, *rest: Any) -> Pending | None:
+            pending = super().begin(what, *rest)
+            if what == captures.READ:
+                time.sleep(ingest.STEP_S)
+            return pending
+
+    made: list[bytes] = []
+    monkeypatch.setattr(ingest, "STEP_S", 0.1)
+    monkeypatch.setattr(directories, "_make", lambda bucket, above, path, name: made.append(path))
+    with World(memory, trees=True) as world:
+        world.engine.stager = stager_ = Slow(world.engine.fs)
+        for number in range(FILES):
+            for name in ("a", "b"):
+                world.write(f"d{number:02}/{name}", b"%d %s" % (number, name.encode()))
+        world.settle()
+        world.settle()  # what was not done is tried again
+        assert captures.READ in dict(stager_.done)
+        assert made == []
+        assert len(world.ids(DESTINATION)) == 3 * FILES
