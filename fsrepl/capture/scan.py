@@ -68,6 +68,8 @@ def advance(
         except OSError as error:
             scan.rest = None
             _unlisted(scan, trouble, path, error)
+            if isinstance(error, PermissionError) and path and bucket.bucket.trees:
+                _queue_changed(scan, changes, [path + b"/"])  # its mode may be what was changed
         except sqlite3.Error:  # the journal's error, not this directory's
             raise
         except Exception:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import stat
+from collections.abc import Iterator
 
 from msgspec.structs import replace
 
@@ -61,6 +63,44 @@ def make(bucket: OpenBucket, version: Version) -> int:
     bucket.views.changed.add(parent)
     _record(bucket, version, shortfalls[-1])
     return bucket.views.get(path)
+
+
+@contextlib.contextmanager
+def opened(bucket: OpenBucket, path: bytes) -> Iterator[tuple[int, bool]]:
+    """The descriptor of a directory that is there, and whether it is one of open_inode: of a directory that its owner
+    may not open, as 0000, while the daemon is that owner, and no root. Raises OSError."""
+    try:
+        fd = bucket.views.get(path)
+    except PermissionError:
+        parent, name = keys.split(path)
+        fd = bucket.fs.open_inode(bucket.views.get(parent), name)
+        try:
+            found = bucket.fs.stat_fd(fd)
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise
+            yield fd, True
+        finally:
+            bucket.fs.close(fd)
+    else:
+        yield fd, False
+
+
+@contextlib.contextmanager
+def opened_to_owner(bucket: OpenBucket, path: bytes, fd: int) -> Iterator[int]:
+    """Let the daemon, which is its owner, open a directory, which is then changed; its descriptor. fd: see opened.
+    Raises OSError.
+
+    After a crash the intent of the change says that this right is no user's change.
+    """
+    found = bucket.fs.stat_fd(fd)
+    bucket.fs.chmod(fd, stat.S_IMODE(found.st_mode) | stat.S_IRWXU)
+    try:
+        if not os.path.samestat(bucket.fs.stat_fd(bucket.views.get(path)), found):
+            raise PermissionError(errno.EPERM, "another directory was put in the place of one that was to be changed")
+        yield bucket.views.get(path)
+    except OSError:
+        bucket.fs.chmod(fd, stat.S_IMODE(found.st_mode))
+        raise
 
 
 def change(bucket: OpenBucket, fd: int, version: Version) -> None:

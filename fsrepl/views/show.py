@@ -433,13 +433,17 @@ def show_directory(bucket: OpenBucket, version: Version, expected: View | None, 
         if expected is not None and not surely:
             return UserChanged()  # its user removed or replaced it, or a directory above it
         return _make_directory(bucket, version, found)
-    fd = bucket.views.get(path)
-    if not surely and _is_users(bucket, version.key, fd, expected):
-        return Shown(None) if version.marker and expected is None else UserChanged()
-    if version.marker:
-        return _remove_directory(bucket, path)
-    folders.change(bucket, fd, version)
-    return Shown(bucket.view(bucket.fs.stat_fd(fd), version.id))
+    with folders.opened(bucket, path) as (fd, is_closed):
+        if not surely and _is_users(bucket, version.key, fd, expected):
+            return Shown(None) if version.marker and expected is None else UserChanged()
+        if version.marker:
+            return _remove_directory(bucket, path)
+        if is_closed:
+            with folders.opened_to_owner(bucket, path, fd) as again:
+                folders.change(bucket, again, version)
+        else:
+            folders.change(bucket, fd, version)
+        return Shown(bucket.view(bucket.fs.stat_fd(fd), version.id))
 
 
 def _needs_trees(bucket: OpenBucket, version: Version) -> NotShown:

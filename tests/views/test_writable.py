@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,28 @@ def test_what_is_in_a_closed_directory_is_shown_changed_and_removed(users_home: 
             assert verify(world) == []
         assert not world.path("d", DESTINATION).exists()
         world.stays_quiet()
+
+
+def test_a_directory_that_its_owner_may_not_open_is_opened_again(users_home: Path) -> None:
+    """As at the source, with its attributes, and its files are shown then; one that stays closed can be removed."""
+    with World(users_home, trees=True) as world:
+        for name in ("d", "gone"):
+            world.path(name).mkdir()
+            os.setxattr(world.path(name), "user.note", b"old")
+        world.settle()
+        for name in ("d", "gone"):
+            world.path(name).chmod(0)
+        settle(world)
+        assert stat.S_IMODE(world.path("d", DESTINATION).stat().st_mode) == 0
+        world.path("d").chmod(0o750)
+        os.setxattr(world.path("d"), "user.note", b"new")
+        world.write("d/k", b"content")
+        world.path("gone").rmdir()
+        settle(world)
+        alike(world)
+        assert world.tree(DESTINATION) == {"d/k": b"content"}
+        assert os.getxattr(world.path("d", DESTINATION), "user.note") == b"new"
+        assert verify(world) == []
 
 
 @pytest.mark.parametrize("trees", [False, True])
