@@ -161,6 +161,8 @@ class DeliveryGroup:
         if recorded.owner:
             item.groups -= {metadata.ACL}
         item.replica = self._replica(item, version, recorded)
+        if version.source == self.destination.address and not self.tree.has(version.key, version.id):
+            item.replica = rules.brought_back(item.replica, self.destination.bucket.replication, item.delivery.source)
         item.known = self.known.get(version.key)
         if self._is_unlooked_at(version.key, item.known):
             stale.recapture(self.region, self.state, version.key)

@@ -154,6 +154,16 @@ def replica_of(version: Version, recorded: DeliveryRecord, source: str) -> Versi
     )
 
 
+def brought_back(replica: Version, replication: Replication | None, sender: str) -> Version:
+    """A replica that comes back to the bucket where its version was made, and which has lost it: the version is that
+    bucket's own again, which it delivered to the sender. replication: the bucket's. Pure."""
+    rules = replication.rules if replication is not None else ()
+    rule = winners(rules, replica.key, replica.tags, marker=replica.marker).get(sender)
+    recorded = new_record(rule) if rule is not None else DeliveryRecord("", Status.PENDING)
+    delivered = replace(recorded, status=Status.COMPLETED, since_ns=0)
+    return replace(replica, origin=Origin.USER, source="", deliveries={sender: delivered})
+
+
 def given_to(replica: Version, uid: int, gid: int) -> Version:
     """A replica after owner override: it belongs to the destination bucket's owner, and has no ACL."""
     replica = metadata.without(replica, metadata.ACL)

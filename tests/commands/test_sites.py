@@ -14,8 +14,9 @@ from fsrepl import settings
 from fsrepl.commands import sites
 from fsrepl.daemon.lock import Lock
 from fsrepl.errors import Usage
-from fsrepl.model.version import Status
+from fsrepl.model.version import Origin, Status
 from fsrepl.settings import reading
+from tests.verifying import verify
 from tests.world import SOURCE, World
 
 
@@ -163,6 +164,11 @@ def test_a_new_disk_gets_back_versions_written_on_the_lost_one(world: World) -> 
     world.settle()
     assert world.ids(SOURCE) == before == world.ids("west/dst")
     assert world.tree(SOURCE) == {"here": b"here", "there": b"there"}
+    origins = {(key, at): world.of(key, at)[0].origin for key in ("here", "there") for at in (SOURCE, "west/dst")}
+    assert origins["here", SOURCE] is origins["there", "west/dst"] is Origin.USER, "each version is its maker's own"
+    assert origins["there", SOURCE] is origins["here", "west/dst"] is Origin.REPLICA
+    assert world.of("here")[0].status is Status.COMPLETED
+    assert verify(world) == []
     world.stays_quiet()
 
 
