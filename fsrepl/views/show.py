@@ -434,7 +434,7 @@ def show_directory(bucket: OpenBucket, version: Version, expected: View | None, 
             return UserChanged()  # its user removed or replaced it, or a directory above it
         return _make_directory(bucket, version, found)
     with folders.opened(bucket, path) as (fd, is_closed):
-        if not surely and _is_users(bucket, version.key, fd, expected):
+        if not surely and _is_users(bucket, version.key, fd, expected, is_closed=is_closed):
             return Shown(None) if version.marker and expected is None else UserChanged()
         if version.marker:
             return _remove_directory(bucket, path)
@@ -464,8 +464,9 @@ def _make_directory(bucket: OpenBucket, version: Version, found: Found) -> ShowR
     return Shown(bucket.view(bucket.fs.stat_fd(fd), version.id))
 
 
-def _is_users(bucket: OpenBucket, key: bytes, fd: int, expected: View | None) -> bool:
-    """Whether a directory was made or changed by a user, and that is not recorded yet."""
+def _is_users(bucket: OpenBucket, key: bytes, fd: int, expected: View | None, *, is_closed: bool) -> bool:
+    """Whether a directory was made or changed by a user, and that is not recorded yet. is_closed: what it has cannot be
+    compared, see folders.opened."""
     if expected is None:
         return not directories.is_made(bucket, key[:-1])
     found = bucket.fs.stat_fd(fd)
@@ -473,6 +474,8 @@ def _is_users(bucket: OpenBucket, key: bytes, fd: int, expected: View | None) ->
         return True
     if expected.is_same(found) and not expected.racy:
         return False
+    if is_closed:
+        return True
     try:
         shown = versions.read(bucket, key, expected.shown, marker=False) if expected.shown else None
     except StoreDamaged:
