@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Mapping
@@ -81,7 +82,9 @@ class Attaching(Region):
                 elif state.is_scanned and time.monotonic() >= state.attachment.displaced_at_s:
                     state.attachment.displaced_at_s = time.monotonic() + _DISPLACED_S
                     quiet_s = self.engine.settings.capture.open_quiet_s
-                    overtaken.record_all(self, state, bucket, displaced.clear(bucket, self.engine.journal, quiet_s))
+                    note = functools.partial(self._note_written, state, bucket)
+                    left = displaced.clear(bucket, self.engine.journal, quiet_s, note)
+                    overtaken.record_all(self, state, bucket, left)
                     bucket.sync()
         except (FsreplError, OSError) as error:
             why = self.why_not(error)
@@ -97,6 +100,9 @@ class Attaching(Region):
         if state.is_up:
             self._record_skipped(state)
             schedule.start_due(self, state)
+
+    def _note_written(self, state: BucketState, bucket: OpenBucket, key: bytes, version_id: str) -> None:
+        overwritten.note(self.engine.syncer, state, bucket, [(key, version_id)])
 
     def note_settled(self, *, at_once: bool = False) -> None:
         """Note now and then, between two batches, that the journal has all that is in the stores."""

@@ -64,15 +64,18 @@ def finish(
     intents = [intent for _, group in files for intent in group]
     kept: set[bytes] = set()
     still_stale: set[bytes] = set()
-    fetched: dict[tuple[bytes, str], bytes] = {}
+    fetched = {(i.key, i.version): name for name, group in files for i in group if i.act is Act.FETCH}
     for intent in intents:
         _finish_removal(bucket, journal, intent.key)
-    overtaken = displaced.clear(bucket, journal, quiet_s, intents)
+
+    def note_written(key: bytes, version_id: str) -> None:
+        if (at := (key, version_id)) not in fetched:
+            fetched[at] = overwritten.write(bucket, at)
+
+    overtaken = displaced.clear(bucket, journal, quiet_s, note_written, intents)
     displaced.clear_beside(bucket, journal, intents)
     staging.sweep(bucket)
     writable.close_again(bucket, journal.versions, [intent.key for intent in intents])
-    for name, group in files:
-        fetched |= {(i.key, i.version): name for i in group if i.act is Act.FETCH}
     for intent in _in_order(journal.versions, bucket, intents):
         if intent.act in (Act.FETCH, Act.REMOVE):
             continue
@@ -85,7 +88,7 @@ def finish(
     behind = journal.views.behind(bucket.address)
     journal.views.see_all(bucket.address, [(key, None) for key in behind if key not in still_stale])
     bucket.sync()
-    if files:
+    if files or fetched:
         bucket.fs.sync_all(bucket.fd)
         for name, group in files:
             if name not in fetched.values() and not any(intent.key in kept for intent in group):

@@ -14,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from msgspec import Struct
 
@@ -40,11 +41,13 @@ class Overtaken(Struct, frozen=True):
 
 
 def clear(
-    bucket: OpenBucket, journal: Journal, quiet_s: float, intents: Collection[intents.Intent] | None = None
-) -> list[Overtaken]:
-    """Remove recorded content, put unrecorded content back, and leave the rest for the next look; the files that were
-    overtaken.
+    bucket: OpenBucket, journal: Journal, quiet_s: float, written: Callable[[bytes, str], None],
+    intents: Collection[intents.Intent] | None = None,
+) -> list[Overtaken]:  # fmt: skip
+    """Remove recorded content, put unrecorded content back, and leave the rest for the next look; what was overtaken.
 
+    written: receives the key and id of a version whose file was written into, before that file goes anywhere: its user
+    may remove it before anybody looks at it again.
     quiet_s: how long a file must be unchanged where writers cannot be detected.
     intents: at a start, those of the crash that may have left these files. The file that an intent expected was
     recorded when the intent was written, though its version may have been removed for good since.
@@ -55,7 +58,7 @@ def clear(
     overtaken: list[Overtaken] = []
     for aside in names:
         try:
-            left = _clear(bucket, journal, quiet_s, aside, owners.get(aside), intents or ())
+            left = _clear(bucket, journal, quiet_s, written, aside, owners.get(aside), intents or ())
         except (OSError, Unavailable) as error:
             left = reason(error)
         if isinstance(left, Overtaken):
@@ -70,6 +73,7 @@ def _clear(
     bucket: OpenBucket,
     journal: Journal,
     quiet_s: float,
+    written: Callable[[bytes, str], None],
     aside: bytes,
     key: bytes | None,
     intents: Collection[intents.Intent],
@@ -81,10 +85,10 @@ def _clear(
         if entry.target is not None:  # the daemon's own symlink: the content is in its tier
             bucket.fs.unlink(bucket.displaced, aside)
             return ""
-        written, looks = entry.is_written(), entry.found
-        if written is True:
+        is_written, looks = entry.is_written(), entry.found
+        if is_written is True:
             return "a program still has it open for writing"
-        if written is None and time.time_ns() - looks.st_ctime_ns < (quiet_s + bucket.coarse_ns / 1e9) * 1e9:
+        if is_written is None and time.time_ns() - looks.st_ctime_ns < (quiet_s + bucket.coarse_ns / 1e9) * 1e9:
             return "a program may still have it open for writing"
         digest, kind = entry.digest(), entry.kind
         owner = records.owner(bucket, entry.fd) if looks.st_nlink > 1 and entry.is_regular else None
@@ -96,8 +100,17 @@ def _clear(
         if owner is not None:
             versions.make_private(bucket, *owner)
         return ""
+    if owner is not None and _is_file_of(bucket, looks, *owner):
+        written(*owner)
     planned = {i.version for i in intents if i.key == key}
     return _put_back(bucket, journal, aside, key, planned, looks.st_ctime_ns)
+
+
+def _is_file_of(bucket: OpenBucket, found: os.stat_result, key: bytes, version_id: str) -> bool:
+    """Whether a file is that of a stored version."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(bucket.fs.stat(*bucket.stored_file(key, version_id)), found)
+    return False
 
 
 def clear_beside(bucket: OpenBucket, journal: Journal, intents: Collection[intents.Intent]) -> None:

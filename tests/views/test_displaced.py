@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
+from fsrepl.model import keys
 from fsrepl.model.view import View
 from fsrepl.storage import intents
 from tests.doubles import DyingFs, PowerCut, UnsyncedFs
+from tests.verifying import verify
 from tests.waiting import until
 from tests.world import DESTINATION, SOURCE, World, worlds
 
@@ -219,3 +222,34 @@ def _until(world: World, condition: Callable[[], bool]) -> None:
         return condition() or (world.settle(), condition())[1]
 
     until(settled, lambda: f"{world.tree(DESTINATION)} {world.leftovers(DESTINATION)}", pause_s=0.0)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_a_version_that_was_written_into_is_restored_also_if_the_file_is_removed_at_once(
+    world: World, restarted: bool
+) -> None:
+    """Section 7, View and store: a view of a replica is its stored version's own file, which a program had open. What
+    it wrote is put back; its user removes it before it is captured."""
+    world.write("d/k", b"second")
+    world.settle()
+    version, view = world.current("d/k", DESTINATION), world.path("d/k", DESTINATION)
+    stored = world.path(f".fsrepl/versions/d/k;{version.id}", DESTINATION)
+    assert stored.samefile(view)
+    world.write("d/k", b"third")
+    world.settle()
+    aside = world.path(".fsrepl/displaced", DESTINATION) / os.fsdecode(keys.displaced_name(b"1.1", b"d/k"))
+    os.link(stored, aside)
+    with aside.open("r+b") as file:
+        file.write(WRITTEN)
+    if restarted:
+        world.restart()
+    else:
+        world.flush_settling()
+    world.look()
+    assert view.read_bytes() == WRITTEN
+    view.unlink()
+    for _ in range(3):
+        world.settle()
+    assert stored.read_bytes() == b"second"
+    assert verify(world)[1:] == []  # but that the replica was deleted
+    assert world.leftovers(DESTINATION) == []
