@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import tempfile
 import threading
 import time
@@ -143,7 +144,8 @@ def _return(site: Daemon, count: int, away: tuple[str, ...]) -> None:
         time.sleep(_LOOK_S)
     print(
         f"  the journal: {before / 2**20:.0f} MiB while they were away, {before / count / max(1, len(away)):.0f} bytes "
-        f"a delivery that waited; {_journal_bytes(site) / 2**20:.0f} MiB in the end"
+        f"a delivery that waited; {_journal_bytes(site) / 2**20:.0f} MiB in the end, with {count * len(away):,} "
+        f"replicas more, {_free_bytes(site) / 2**20:.0f} MiB of it free"
     )
 
 
@@ -220,6 +222,13 @@ def _bucket(site: Daemon, address: str) -> dict[str, object]:
 
 def _journal_bytes(site: Daemon) -> int:
     return _journal(site).stat().st_size
+
+
+def _free_bytes(site: Daemon) -> int:
+    """What of the journal has no rows, and will be given back where it is much. Source: SQLite, freelist_count."""
+    with contextlib.closing(sqlite3.connect(f"file:{_journal(site)}?mode=ro", uri=True)) as db:
+        (size,), (free,) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "freelist_count"))
+    return int(size * free)
 
 
 def _journal(site: Daemon) -> Path:
