@@ -33,6 +33,7 @@ from fsrepl.settings import reading
 from fsrepl.storage import versions
 from fsrepl.storage.fs import Fs
 from tests import copied, shown
+from tests.counted import counted, recounted
 from tests.doubles import DyingFs, UnsyncedFs
 
 SOURCE, DESTINATION = "east/src", "west/dst"
@@ -190,7 +191,11 @@ class World:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.engine.close()
+        try:
+            with contextlib.suppress(sqlite3.ProgrammingError):  # the test has closed it
+                assert kind is not None or counted(self.engine.journal) == recounted(self.engine.journal)
+        finally:
+            self.engine.close()
 
     # -- time passes
 

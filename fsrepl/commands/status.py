@@ -68,7 +68,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     skipped = alive.get("skipped")
     objects, versions, size = journal_.totals.objects(address)
-    counts, live = journal_.deliveries.all_and_live_counts(address)
+    counts = journal_.deliveries.counts(address)
     trouble = bucket.trouble or alive.get("trouble", "")
     pending = _sum(counts, "PENDING")
     now_ns = site.now()
@@ -89,7 +89,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
             site,
             address,
             counts,
-            metrics.of_bucket(journal_.deliveries, address, now_ns, live),
+            metrics.of_bucket(journal_.deliveries, address, now_ns),
             journal_.crossed(address),
             now_ns,
         ),

@@ -38,12 +38,9 @@ class RuleMetrics(Struct, frozen=True):
         }
 
 
-def of_bucket(
-    deliveries: DeliveryCounts, address: str, now_ns: int, pending: Mapping[Rule, Counts] | None = None
-) -> dict[Rule, RuleMetrics]:
-    """The metrics of each rule of a source that has pending or failed deliveries. pending: its live pending deliveries,
-    where they are counted already, which takes seconds for millions."""
-    pending = deliveries.live_pending_counts(address) if pending is None else pending
+def of_bucket(deliveries: DeliveryCounts, address: str, now_ns: int) -> dict[Rule, RuleMetrics]:
+    """The metrics of each rule of a source that has pending or failed deliveries."""
+    pending = deliveries.live_pending_counts(address)
     failed = deliveries.failed_counts(address, now_ns - _MINUTE_NS)
     out = {}
     for rule in pending.keys() | failed.keys():

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fsrepl.model.version import Status
 from tests.doubles import FailingFs, UnsyncedFs
@@ -57,7 +58,9 @@ def test_a_delivery_that_only_the_journal_calls_pending_is_not_sent_again(tmp_pa
         world.write("k", b"1")
         world.settle()
         with world.engine.journal.transaction():
-            world.engine.journal.execute("UPDATE delivery SET status = 'PENDING', batch = ?", (batch,))
+            version = world.current("k")
+            pending = replace(version.deliveries[DESTINATION], status=Status.PENDING, job=batch)
+            world.engine.journal.deliveries.put(SOURCE, replace(version, deliveries={DESTINATION: pending}))
         world.restart()
         world.settle()
         (delivery,) = world.engine.journal.deliveries.select(SOURCE)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from fsrepl.storage.journal.database import open_or_replace
+from fsrepl.storage.journal.database import Journal, open_or_replace
 from tests.world import DESTINATION, SOURCE, World
 
 TABLES = ("bucket", "version", "object", "delivery")
@@ -56,7 +57,7 @@ def test_a_value_of_another_type_in_any_column_is_damage(memory: Path) -> None:
     [
         ("object", "mtime = 'text'"), ("object", "mode = -1"), ("object", "dir = 'text'"), ("object", "size = NULL"),
         ("version", "name = 7"), ("version", "created = 'text'"), ("bucket", "scanned = NULL"),
-        ("delivery", "key = 'text'"),
+        ("delivery", "key = 'text'"), ("delivery_count", "number = 'text'"),
     ],
 )  # fmt: skip
 def test_the_site_goes_on(memory: Path, caplog: pytest.LogCaptureFixture, table: str, assignment: str) -> None:
@@ -76,3 +77,16 @@ def test_the_site_goes_on(memory: Path, caplog: pytest.LogCaptureFixture, table:
         assert [len(found) for found in world.history(SOURCE).values()] == [2]
         assert world.ids(SOURCE) == world.ids(DESTINATION)
     assert [each for each in caplog.records if each.exc_info] == []
+
+
+def test_a_state_folder_may_have_any_name(tmp_path: Path) -> None:
+    """SQLite is given an address where it is to read, in which these characters mean something else."""
+    (folder := tmp_path / "50%25?mode=rw#").mkdir()
+    path = str(folder / "journal.db")
+    for is_new in (True, False):
+        journal = open_or_replace(path)
+        assert journal.is_new == is_new
+        journal.bucket_id(SOURCE, "uuid")
+        with contextlib.closing(Journal(path, read_only=True)) as reader:
+            assert reader.knows(SOURCE)
+        journal.close()

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
+from fsrepl.storage.journal import counters
+from fsrepl.storage.journal.counters import Changes
+
 _SCHEMA_VERSION = 6
 _WAL_MAX_BYTES = 64 << 20
 """The write-ahead log is cut to this size when all of it is in the file."""
@@ -21,7 +24,7 @@ _FREE_MIN_BYTES, _FREE_SHARE = 16 << 20, 8
 _LOCKED_MAX_S = 60.0
 """The time for which another program, such as a backup, may keep the journal locked before that is an error."""
 _READ_MAX_S = 5.0
-"""The same for a command that reads it."""
+"""The time for which a command that reads the journal waits for such a lock."""
 _LOG_PAGES = 4000
 """The pages of 4 KiB that are logged before they are written to their places: a page that many batches change is then
 written there once."""
@@ -57,9 +60,10 @@ _ADDED = {
     # not `size >= 1048576`: SQLite would search by that, and not by the size that is asked for
     "alike": "CREATE INDEX alike ON version (bucket, size, created) WHERE size / 1048576 > 0",
     "classed": "CREATE INDEX classed ON version (bucket, traits, dir, name, created, id) WHERE traits != ''",
-    # the last three: so that what is pending is counted, and what is no marker found, without a look at the rows
-    "pending": "CREATE INDEX pending ON delivery (bucket, destination, batch, created, id, key, marker, status) "
-    "WHERE status = 'PENDING'",
+    # the last five: so that what is pending is counted, what is no marker found, and what is the oldest of a rule,
+    # without a look at the rows
+    "pending": "CREATE INDEX pending ON delivery "
+    "(bucket, destination, batch, created, id, key, marker, status, rule, since) WHERE status = 'PENDING'",
     "held": "CREATE INDEX held ON delivery (bucket, created, id, key) "
     "WHERE status = 'PENDING' AND marker AND batch = ''",
     "unread": "CREATE INDEX unread ON version (bucket) WHERE traits IS NULL",
@@ -70,7 +74,10 @@ _ADDED = {
 """The parts that a journal of an earlier build may lack, or have otherwise, by name: made when it is opened."""
 _DROPPED = frozenset({"large"})
 """Indexes of earlier builds that nothing uses."""
-_ALWAYS = ("id", "created", "marker", "shown", "size", "mtime", "ctime", "mode", "status", "destination", "scanned")
+_ALWAYS = (
+    "id", "created", "marker", "shown", "size", "mtime", "ctime", "mode", "status", "destination", "scanned",
+    "number", "bytes",
+)  # fmt: skip
 """Columns that have a value in each row; of an object the view's, where it has one."""
 _OF_VIEW = ("ino", "size", "mtime", "ctime", "mode", "shown")
 
@@ -110,7 +117,7 @@ def _check_kinds(path: str) -> None:
     """Raise DatabaseError where a row has a value of another type than its column is declared to have: SQLite's own
     check sees no damage in that, and all that reads the row would fail."""
     with contextlib.closing(_for_reading(path, _LOCKED_MAX_S)) as db:
-        for table in ("bucket", "version", "object", "delivery"):
+        for table in ("bucket", "version", "object", "delivery", "delivery_count"):
             if columns := _columns(db, table):
                 wrong = _is_wrong(table, *columns)
                 if db.execute(f"SELECT 1 FROM {table} WHERE {wrong} LIMIT 1").fetchone():
@@ -152,7 +159,7 @@ class Connection:
     def _prepare(self, read_only: bool) -> bool:
         (found,) = self._db.execute("PRAGMA user_version").fetchone()
         if read_only:
-            if found != _SCHEMA_VERSION:
+            if found != _SCHEMA_VERSION or not self._has_counters():
                 raise sqlite3.DatabaseError("the journal is of another version")
             return False
         if not found:
@@ -186,6 +193,15 @@ class Connection:
         if intact != "ok":
             raise sqlite3.DatabaseError(intact)
 
+    def _has_counters(self) -> bool:
+        return bool(_columns(self._db, "delivery_count"))
+
+    def _count(self) -> None:
+        """Make the counters, of the rows that are there."""
+        with self.transaction():
+            self._db.execute(counters.TABLE)
+            self._db.execute(f"INSERT INTO delivery_count {counters.COUNT}")
+
     def _add(self) -> None:
         if all(name != "replica" for name, _ in _columns(self._db, "version")):
             self._db.execute("ALTER TABLE version ADD COLUMN replica INTEGER")
@@ -198,6 +214,8 @@ class Connection:
         for name, statement in _ADDED.items():
             if name not in there or name in dropped:
                 self._db.execute(statement)
+        if not self._has_counters():
+            self._count()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -217,6 +235,10 @@ class Connection:
                 if self._db.in_transaction:  # after some errors SQLite has already rolled back
                     self._db.execute("ROLLBACK")
                 raise
+
+    def delivery_changes(self, bucket: int) -> Changes:
+        """To count what changes of a bucket's deliveries."""
+        return Changes(self._db, bucket)
 
     def give_back_space(self, pages: int = 1024) -> bool:
         """Give up to so many free pages back to the filesystem, where many are free; whether any were.

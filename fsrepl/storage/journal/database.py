@@ -140,6 +140,7 @@ class Journal(Connection):
         with self.transaction():
             for table in tables:
                 self.execute(f"DELETE FROM {table} WHERE bucket = ?", (number,))
+            self.execute("DELETE FROM delivery_count WHERE bucket = ?", (number,))
             self.execute("DELETE FROM bucket WHERE id = ?", (number,))
             facts = [f"{fact} {address}" for fact in ("scrub", "damage", "rewrites", "settled")]
             self.execute(f"DELETE FROM fact WHERE name IN ({','.join('?' * len(facts))})", facts)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fsrepl.model.version import THRESHOLD_NS, Status, Tracking, Version, operation
+from fsrepl.storage.journal import counters
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.rows import Counts, Delivery
 
@@ -29,12 +30,12 @@ def delivery_rows(number: int, version: Version) -> list[tuple[object, ...]]:
         since_ns = d.since_ns or version.created_ns
         told = d.tracking and not d.settled
         timed = told and d.tracking is Tracking.TIME and not (d.job or version.marker)
-        rows.append((
+        rows += [(
             number, version.key, version.id, destination, d.rule, str(d.status), d.reason,
             version.created_ns, version.size, version.marker, d.job,
             since_ns, str(d.tracking), since_ns + THRESHOLD_NS if timed else None,
             version.digest if told else None, operation(version, d) if told else None,
-        ))  # fmt: skip
+        )]  # fmt: skip
     return rows
 
 
@@ -51,7 +52,38 @@ DELIVERY = f"SELECT {_COLUMNS} FROM delivery"
 def put_all(connection: Connection, address: str, versions: Iterable[Version]) -> None:
     """Record the deliveries of versions of one bucket."""
     number = connection.ids[address]
-    connection.executemany(PUT_DELIVERY, [row for version in versions for row in delivery_rows(number, version)])
+    put_rows(connection, number, [row for version in versions for row in delivery_rows(number, version)])
+
+
+def put_rows(connection: Connection, number: int, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Write rows of one bucket; the last of those for one delivery."""
+    by_place = {row[1:4]: row for row in rows}
+    if not by_place:
+        return
+    with connection.transaction():
+        changes = connection.delivery_changes(number)
+        changes.take_out(list(by_place))
+        connection.executemany(PUT_DELIVERY, by_place.values())
+        for _, _, _, destination, rule, status, _, _, size, _, job, *_ in by_place.values():
+            group = destination, rule, status, 0 if job else 1
+            changes.numbers[group] += 1  # no call: a burst comes by here
+            changes.sizes[group] += size
+        changes.write()
+
+
+def remove_of(
+    connection: Connection, number: int, gone: Sequence[tuple[bytes, str]], condition: str, *values: object
+) -> None:
+    """Delete deliveries of versions, given by key and id, that meet a condition."""
+    gone = list(dict.fromkeys(gone))
+    with connection.transaction():
+        changes = connection.delivery_changes(number)
+        if changes.take_out(gone, condition, *values):
+            connection.executemany(
+                f"DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? {condition}",
+                [(number, *place, *values) for place in gone],
+            )
+            changes.write()
 
 
 def delivery_in(connection: Connection, row: Sequence[Any]) -> Delivery:
@@ -81,14 +113,22 @@ class Deliveries:
 
     def drop(self, delivery: Delivery) -> None:
         """Delete a delivery whose version was removed, so that no version can show its status."""
-        self._connection.execute(f"DELETE FROM delivery {AT}", _at(self._connection, delivery))
+        number, *place = _at(self._connection, delivery)
+        remove_of(self._connection, number, [(place[0], place[1])], "AND destination = ?", place[2])
 
     def note(self, delivery: Delivery, status: Status, reason: str, now_ns: int) -> None:
         """Record the outcome of a delivery whose version cannot be updated."""
-        self._connection.execute(
-            f"UPDATE delivery SET status = ?, reason = ?, since = ?, due = NULL {AT}",
-            (str(status), reason, now_ns, *_at(self._connection, delivery)),
-        )
+        number, *place = _at(self._connection, delivery)
+        with self._connection.transaction():
+            changes = self._connection.delivery_changes(number)
+            for (destination, rule, _, live), rows, size in changes.take_out([(place[0], place[1], place[2])]):
+                changes.numbers[destination, rule, str(status), live] += rows
+                changes.sizes[destination, rule, str(status), live] += size
+            self._connection.execute(
+                f"UPDATE delivery SET status = ?, reason = ?, since = ?, due = NULL {AT}",
+                (str(status), reason, now_ns, number, *place),
+            )
+            changes.write()
 
     def has(self, delivery: Delivery) -> bool:
         return (
@@ -191,7 +231,9 @@ class Deliveries:
 
     def count_all_pending(self) -> int:
         """The number of pending deliveries of all buckets, backfills included."""
-        (number,) = self._connection.execute("SELECT count(*) FROM delivery WHERE status = 'PENDING'").fetchone()
+        (number,) = self._connection.execute(
+            "SELECT coalesce(sum(number), 0) FROM delivery_count WHERE status = 'PENDING'"
+        ).fetchone()
         return int(number)
 
     def newest_markers(self, source: str, within_ns: int, since_ns: int = 0) -> Iterator[Delivery]:
@@ -245,13 +287,12 @@ class Deliveries:
         return [name for (name,) in rows]
 
     def pending_rules(self, source: str, destination: str) -> list[str]:
-        """The rules by which deliveries to a destination are pending that no backfill asked for. Reads all of them."""
-        rows = self._connection.execute(
-            f"SELECT DISTINCT rule FROM delivery {OF_BUCKET['PENDING']} "
-            "WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND batch = ''",
-            (self._connection.ids.get(source), destination),
-        )
-        return [rule for (rule,) in rows]
+        """The rules by which deliveries to a destination are pending that no backfill asked for."""
+        return [
+            rule
+            for to, rule, status, is_live in self._counted(source)
+            if to == destination and is_live and status == Status.PENDING
+        ]
 
     def pending_after(self, source: str, destination: str, after: Delivery | None, limit: int) -> list[Delivery]:
         """Up to `limit` pending deliveries to one destination that no backfill asked for, oldest version first."""
@@ -336,36 +377,44 @@ class Deliveries:
         return [delivery_in(self._connection, row) for row in rows]
 
     def counts(self, address: str) -> dict[tuple[str, str, str], Counts]:
-        """Counts of deliveries by (destination, rule, status)."""
-        return self.all_and_live_counts(address)[0]
-
-    def all_and_live_counts(
-        self, address: str
-    ) -> tuple[dict[tuple[str, str, str], Counts], dict[tuple[str, str], Counts]]:
-        """The counts of `counts` and of `live_pending_counts`, by one pass through a bucket's deliveries."""
-        rows = self._connection.execute(
-            "SELECT destination, rule, status, batch = '', count(*), CAST(total(size) AS INTEGER), min(since) "
-            "FROM delivery WHERE bucket = ? GROUP BY 1, 2, 3, 4",
-            (self._connection.ids.get(address),),
-        )
-        every: dict[tuple[str, str, str], Counts] = {}
-        live: dict[tuple[str, str], Counts] = {}
-        for destination, rule, status, is_live, *numbers in rows:
-            found = Counts(*numbers)
-            if is_live and status == Status.PENDING:
-                live[destination, rule] = found
+        """Counts of deliveries by (destination, rule, status); since when only of those that are pending."""
+        found: dict[tuple[str, str, str], Counts] = {}
+        for (destination, rule, status, is_live), (number, size) in self._counted(address).items():
             at = destination, rule, status
-            every[at] = every[at].plus(found) if at in every else found
-        return every, live
+            since_ns = self._since_ns(address, destination, rule, is_live) if status == Status.PENDING else 0
+            each = Counts(number, size, since_ns)
+            found[at] = found[at].plus(each) if at in found else each
+        return found
 
     def live_pending_counts(self, address: str) -> dict[tuple[str, str], Counts]:
         """Counts of pending live deliveries, without backfills, by (destination, rule)."""
-        rows = self._connection.execute(
-            "SELECT destination, rule, count(*), CAST(total(size) AS INTEGER), min(since) FROM delivery "
-            "WHERE bucket = ? AND status = 'PENDING' AND batch = '' GROUP BY destination, rule",
-            (self._connection.ids.get(address),),
-        )
-        return {(d, r): Counts(n, b, o) for d, r, n, b, o in rows}
+        return {
+            (destination, rule): Counts(number, size, self._since_ns(address, destination, rule, is_live))
+            for (destination, rule, status, is_live), (number, size) in self._counted(address).items()
+            if is_live and status == Status.PENDING
+        }
+
+    def _counted(self, address: str) -> Mapping[counters.Group, tuple[int, int]]:
+        return counters.counts_of(self._connection._db, self._connection.ids.get(address))
+
+    def _since_ns(self, address: str, destination: str, rule: str, is_live: int) -> int:
+        """Since when the oldest pending delivery of a rule has been so; 0 without one. Reads the index alone.
+
+        No delivery is asked for before its version was made. So of the live ones, which come in the order of their
+        versions, the first is mostly the oldest, and else only those of versions made before it was asked for are
+        read. A job asks for its versions in any order: all that are pending are read.
+        """
+        of_rule = f"FROM delivery {OF_BUCKET['PENDING']} WHERE status = 'PENDING' AND bucket = ? AND destination = ? "
+        values = self._connection.ids.get(address), destination, rule
+        if not is_live:
+            query = f"SELECT coalesce(min(since), 0) {of_rule} AND rule = ? AND batch > ''"
+            return int(self._connection.execute(query, values).fetchone()[0])
+        of_rule += "AND rule = ? AND batch = ''"
+        first = self._connection.execute(f"SELECT created, since {of_rule} ORDER BY created LIMIT 1", values).fetchone()
+        if first is None or first[1] <= first[0]:
+            return int(first[1]) if first else 0
+        query = f"SELECT min(since) {of_rule} AND created <= ?"
+        return int(self._connection.execute(query, (*values, first[1])).fetchone()[0])
 
     def failed_counts(self, address: str, after_ns: int = 0) -> dict[tuple[str, str], int]:
         """The number of FAILED deliveries, or of those that failed after a time, by (destination, rule)."""

@@ -10,7 +10,7 @@ from fsrepl.model.version import NULL, Origin, Version
 from fsrepl.model.view import View
 from fsrepl.storage.journal import deliveries
 from fsrepl.storage.journal.connection import Connection
-from fsrepl.storage.journal.deliveries import PUT_DELIVERY, delivery_rows
+from fsrepl.storage.journal.deliveries import delivery_rows, put_rows, remove_of
 from fsrepl.storage.journal.rows import OBJECT_ANYWHERE, Classed, Object, Stored, object_of, seen_columns, traits_of
 
 PAGE = 1000
@@ -211,7 +211,7 @@ class Versions:
                 deliveries += delivery_rows(number, version)
         self._connection.executemany(_PUT_VERSION, versions)
         self._connection.executemany(PUT_OBJECT, objects)
-        self._connection.executemany(PUT_DELIVERY, deliveries)
+        put_rows(self._connection, number, deliveries)
 
     def _displace(self, number: int, version: Version) -> None:
         """Delete what a version replaces, with its deliveries: another null version, or its own former row."""
@@ -226,10 +226,7 @@ class Versions:
                 "UPDATE object SET shown = '' WHERE bucket = ? AND dir = ? AND name = ? AND shown = ?",
                 (number, directory, name, NULL),
             )
-        self._connection.execute(
-            "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND created != ?",
-            (number, version.key, *other),
-        )
+        remove_of(self._connection, number, [(version.key, version.id)], "AND created != ?", version.created_ns)
 
     def _set_current(self, number: int, directory: bytes, name: bytes, version: Version) -> None:
         self._connection.execute(
@@ -330,10 +327,7 @@ class Versions:
             [(number, *keys.split(key), version_id) for key, version_id in gone],
         )
         # Pending deliveries stay until their failure is reported; then settling.settle deletes them.
-        self._connection.executemany(
-            "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND status != 'PENDING'",
-            [(number, key, version_id) for key, version_id in gone],
-        )
+        remove_of(self._connection, number, gone, "AND status != 'PENDING'")
 
     def remove_last(self, address: str, gone: Sequence[tuple[bytes, str]]) -> None:
         """Delete versions removed from the store, by key and id, that were the last of their keys."""
