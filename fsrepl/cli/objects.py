@@ -22,6 +22,7 @@ from fsrepl.cli.common import (
     say,
     shown,
     tell,
+    warn,
 )
 from fsrepl.cli.unrecorded import hand_to_capture
 from fsrepl.daemon import requests
@@ -181,6 +182,8 @@ def rm(address: Object, version_id: VersionId = None, json: Json = False) -> Non
         say(f"{shown(str(address))}: deleted, marker {answer['VersionId']}; `fsrepl restore` brings the object back")
     else:
         say(f"{shown(str(address))}: deleted")
+    for note in answer.get("Notes", ()):
+        warn(note)
 
 
 @tag.command("ls")

@@ -29,9 +29,10 @@ from fsrepl.region.mailbox import RetryNow
 from fsrepl.repair import reconcile
 from fsrepl.replicate import settle
 from fsrepl.s3 import rules
-from fsrepl.storage import copying, publishing, staging, versions
+from fsrepl.storage import copying, listing, publishing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, intend
+from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Delivery, Object
 from fsrepl.views import edits, null_view, relinking, show, stale
 
@@ -140,9 +141,12 @@ def remove(engine: Engine, request: RemoveObject) -> dict[str, object]:
         if state.bucket.versioning is Versioning.OFF:
             return _remove_file(bucket, key, version_id)
         if version_id is None:
-            marker = apply.new_marker(region, bucket, key, engine.journal.versions.object(address, key))
+            known = engine.journal.versions.object(address, key)
+            marker = apply.new_marker(region, bucket, key, known)
             commit_version(region, bucket, marker, versions.stage_marker(bucket, marker))
-            return keys.key_document(key) | {"DeleteMarker": True, "VersionId": marker.id}
+            document = keys.key_document(key) | {"DeleteMarker": True, "VersionId": marker.id}
+            meant = like_known(engine.journal, address, key) if known is None else ""
+            return document | ({"Notes": [f"there was no {address}/{keys.shown(key)}{meant}"]} if meant else {})
         version = find(region, bucket, key, version_id)
         remove_version(region, bucket, version)
     return keys.key_document(key) | {"DeleteMarker": version.marker, "VersionId": version.id, "Removed": True}
@@ -164,7 +168,8 @@ def find(region: Worker, bucket: OpenBucket, key: bytes, version_id: str | None,
     """A version by id, or the newest (with content: the newest that is not a marker). Raises Refused."""
     rows = region.engine.journal.versions.versions_of(bucket.address, key) if keys.is_key(key) else []
     if not rows:
-        raise Refused("NoSuchKey", f"{bucket.address} has no {keys.shown(key)}")
+        meant = like_known(region.engine.journal, bucket.address, key)
+        raise Refused("NoSuchKey", f"{bucket.address} has no {keys.shown(key)}{meant}")
     for found, _, marker in rows:
         if version_id is None and content and marker:
             continue
@@ -177,6 +182,11 @@ def find(region: Worker, bucket: OpenBucket, key: bytes, version_id: str | None,
     if version_id is None:
         raise Refused("NoSuchKey", f"{bucket.address}/{keys.shown(key)} has delete markers and no version left")
     raise Refused("NoSuchVersion", f"{bucket.address}/{keys.shown(key)} has no version {version_id}")
+
+
+def like_known(journal: Journal, address: str, key: bytes) -> str:
+    """See listing.like_known, for the keys that the journal has."""
+    return listing.like_known(key, lambda other: journal.versions.object(address, other) is not None)
 
 
 def commit_version(region: Worker, bucket: OpenBucket, version: Version, staged: versions.Staged) -> None:
@@ -347,7 +357,8 @@ def failed(region: Worker, address: str, prefix: bytes) -> list[Delivery]:
     region.flush(address)
     journal = region.engine.journal
     if prefix and not prefix.endswith(b"/") and journal.versions.object(address, prefix) is None:
-        raise Refused("NoSuchKey", f"{address} has no {keys.shown(prefix)}")
+        meant = like_known(journal, address, prefix)
+        raise Refused("NoSuchKey", f"{address} has no {keys.shown(prefix)}{meant}")
     return [
         d for d in journal.deliveries.select(address, status=Status.FAILED, prefix=prefix) if _in_scope(d.key, prefix)
     ]

@@ -19,6 +19,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from fsrepl.capture import barrier
+from fsrepl.commands import objects
 from fsrepl.commands.backfills import unfinished
 from fsrepl.daemon import requests
 from fsrepl.daemon.engine import Engine
@@ -443,6 +444,7 @@ def _unruled(engine: Engine, address: str, key: bytes) -> list[str]:
                 return [f"{address}/{keys.shown(key)}"]
     known = engine.journal.versions.object(address, key)
     if known is None:
-        raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}")
+        meant = objects.like_known(engine.journal, address, key)
+        raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}{meant}")
     chosen = any(delivery.id == known.id for delivery in engine.journal.deliveries.select(address, key=key))
     return [] if chosen else [f"{address}/{keys.shown(key)}"]

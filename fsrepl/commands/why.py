@@ -42,14 +42,15 @@ def why(site: Site, object_: Address, version_id: str | None, said: Document) ->
         halted = halt.read(bucket.fs, bucket.meta)
         group = listing.versions_of(bucket, key)
         notes += _conflict(bucket, group)
-        unseen = "" if group else obstacles.unversioned(bucket, key)
+        meant = "" if group else listing.meant(bucket, key)
+        unseen = "" if group or meant else obstacles.unversioned(bucket, key)
     chosen = [v for v in group if version_id in (None, v.id)]
     if not chosen:
         if notes and version_id is None:
             return Answer(keys.key_document(key) | {"VersionId": None, "Deliveries": [], "Notes": notes}, notes)
         if group:
             raise Refused("NoSuchVersion", f"{address}/{name} has no version {version_id}")
-        raise Refused("NoSuchKey", f"{address}/{name} {unseen}" if unseen else f"there is no {address}/{name}")
+        raise Refused("NoSuchKey", f"{address}/{name} {unseen}" if unseen else f"there is no {address}/{name}{meant}")
     version = chosen[0]
     with reader.reader(site) as journal_, listing.open_versioned(site, address) as bucket:
         if other_names := names.describe(bucket, journal_.views, version):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from msgspec import Struct
 
@@ -179,7 +179,7 @@ def find(bucket: OpenBucket, key: bytes, version_id: str | None) -> Entry:
     where = f"{bucket.address}/{keys.shown(key)}"
     group = versions_of(bucket, key)
     if not group:
-        raise Refused("NoSuchKey", f"there is no {where}")
+        raise Refused("NoSuchKey", f"there is no {where}{meant(bucket, key)}")
     if version_id is None:
         if group[0].marker:
             raise Refused("NoSuchKey", f"{where} is deleted: its current version {group[0].id} is a delete marker")
@@ -190,6 +190,25 @@ def find(bucket: OpenBucket, key: bytes, version_id: str | None) -> Entry:
                 raise Refused("MethodNotAllowed", f"version {version_id} of {where} is a delete marker")
             return Entry(version, index == 0)
     raise Refused("NoSuchVersion", f"{where} has no version {version_id}")
+
+
+def meant(bucket: OpenBucket, key: bytes) -> str:
+    """See like_known, for a bucket whose store is read."""
+    if bucket.bucket.versioning is Versioning.OFF:
+        return ""
+    return like_known(key, lambda other: bool(versions_of(bucket, other)))
+
+
+def like_known(key: bytes, is_known: Callable[[bytes], bool]) -> str:
+    """The end of a message that a key is missing, where the bucket has the key that differs in its last slash alone.
+
+    In a tree bucket `web/` is the key of a directory, and people leave out its slash. is_known: whether the bucket has
+    versions or markers of a key. Empty where it has none of the other key.
+    """
+    other = key[:-1] if keys.is_directory(key) else key + b"/"
+    if not keys.is_key(other) or not is_known(other):
+        return ""
+    return f"; {keys.shown(other)} is a key there" + (", that of a directory" if keys.is_directory(other) else "")
 
 
 def versions_of(bucket: OpenBucket, key: bytes) -> list[Version]:

@@ -44,6 +44,9 @@ def test_symlinks_at_the_command_line(site: Site) -> None:
         assert site.must("verify", SOURCE).code == 0
         site.write("folder/file", b"data")
         site.must("wait")
+        assert (
+            "; folder/ is a key there, that of a directory" in site.refused("NoSuchKey", "wait", f"{SOURCE}/folder").err
+        )
         site.must("rm", f"{SOURCE}/folder/")  # the directory remains, as the object below it does
         site.must("wait")
         assert site.path("folder/file", DESTINATION).read_bytes() == b"data"

@@ -33,7 +33,8 @@ def object_page(visit: Visit) -> Response:
         group = listing.versions_of(bucket, address.key)
         is_versioned = bucket.bucket.versioning is not Versioning.OFF
         if not group:
-            raise Refused("NoSuchKey", f"{address.bucket} has no {keys.shown(address.key)}")
+            meant = listing.meant(bucket, address.key)
+            raise Refused("NoSuchKey", f"{address.bucket} has no {keys.shown(address.key)}{meant}")
         chosen = next((n for n, version in enumerate(group) if wanted in (None, version.id)), None)
         if chosen is None:
             raise Refused("NoSuchVersion", f"{address.bucket}/{keys.shown(address.key)} has no version {wanted}")
