@@ -33,6 +33,7 @@ from fsrepl.cli.common import (
 from fsrepl.daemon import requests
 from fsrepl.errors import Refused, Usage
 from fsrepl.model.address import Address
+from fsrepl.model.amounts import kinds_text
 
 Trees = Annotated[bool, typer.Option("--trees", help="A tree bucket: directories and symlinks are objects too.")]
 
@@ -98,9 +99,8 @@ def bucket_adopt(
     if "Healed" in answer:
         print_json(answer) if json else tell_healed(bucket, answer)
         return
-    print_json(answer) if json else say(
-        f"bucket {bucket}: {counted(answer['Adopted'], 'file')} adopted, versioning {answer['Versioning']}"
-    )
+    what = kinds_text(answer["Adopted"], answer["Directories"], answer["Symlinks"])
+    print_json(answer) if json else say(f"bucket {bucket}: {what} adopted, versioning {answer['Versioning']}")
     tell_left(answer)
 
 
@@ -237,14 +237,22 @@ def bucket_ls(
             (
                 r["Bucket"],
                 (r["Versioning"] or "never versioned") if r["Online"] else "OFFLINE",
+                _trees_text(r),
                 ", ".join(r["ReplicatesTo"]),  # type: ignore[arg-type]
                 counted(r["LifecycleRules"], "rule") if r["LifecycleRules"] else "",  # type: ignore[arg-type]
                 r.get("Trouble", ""),
             )
             for r in rows
         ],
-        ("BUCKET", "VERSIONING", "REPLICATES TO", "LIFECYCLE", ""),
+        ("BUCKET", "VERSIONING", "TREES", "REPLICATES TO", "LIFECYCLE", ""),
     )
+
+
+def _trees_text(row: dict[str, object]) -> str:
+    """The setting as `bucket trees` prints it; empty where it is unknown, or a bucket of an S3 service has none."""
+    if not row["Online"] or "Trees" not in row:
+        return ""
+    return str(Switch.ON if row["Trees"] else Switch.OFF)
 
 
 @bucket.command("rm")

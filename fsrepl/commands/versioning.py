@@ -108,6 +108,9 @@ class Adopted(Struct):
     """
 
     number: int = 0
+    directories: int = 0
+    links: int = 0
+    """The directories and symlinks among them, in a tree bucket."""
     left: dict[bytes, str] = field(default_factory=dict)
     waiting: list[bytes] = field(default_factory=list)
     names: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
@@ -118,6 +121,8 @@ class Adopted(Struct):
         left = sorted(self.left.items())
         return {
             "Adopted": self.number,
+            "Directories": self.directories,
+            "Symlinks": self.links,
             "Left": len(left),
             "LeftOut": [{"Key": keys.shown(key), "Why": why} for key, why in left[:_NAMED_MAX]],
             "Waiting": [keys.shown(key) for key in sorted(self.waiting)[:_NAMED_MAX]],
@@ -242,4 +247,6 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted:
         for staged, seen in batch:
             engine.journal.versions.add(bucket.address, staged.version)
             engine.journal.views.see(bucket.address, staged.version.key, view_of(seen.found, NULL, racy=seen.racy))
+    adopted.directories += sum(seen.kind is Kind.DIRECTORY for _, seen in batch)
+    adopted.links += sum(seen.kind is Kind.LINK for _, seen in batch)
     return {staged.version.key for staged, _ in batch}

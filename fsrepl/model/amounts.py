@@ -8,6 +8,13 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def kinds_text(number: int, directories: int, links: int) -> str:
+    """A number of objects, by kind: 1,200 files, 3 directories, 1 symlink. Kinds without one are left out."""
+    files = number - directories - links
+    kinds = ((files, "file", ""), (directories, "directory", "directories"), (links, "symlink", ""))
+    return ", ".join(counted(each, one, many) for each, one, many in kinds if each) or counted(0, "file")
+
+
 def size_text(count: float) -> str:
     """Bytes for people: 52 B, 1.4 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

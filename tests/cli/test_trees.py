@@ -66,3 +66,20 @@ def test_a_rule_and_tree_buckets_in_one_command(site: Site) -> None:
     assert f"trees of {SOURCE}: on" in done.out + done.err
     assert [site.must("bucket", "trees", each).out for each in (SOURCE, DESTINATION)] == ["on\n", "on\n"]
     assert site.run("replication", "enable", SOURCE, "--trees").code == 2
+
+
+def test_adopt_says_what_became_an_object(site: Site) -> None:
+    """Files, directories and symlinks apart: "6 files" of a folder with three says nothing to rely on."""
+    top = site.regions["east"] / "old"
+    (top / "a" / "b").mkdir(parents=True)
+    (top / "c").mkdir()
+    (top / "a" / "file").write_bytes(b"data")
+    (top / "link").symlink_to("a")
+    done = site.must("bucket", "adopt", "east/old", "--trees", "--yes").out.splitlines()
+    assert done[-1] == "bucket east/old: 1 file, 3 directories, 1 symlink adopted, versioning Enabled"
+    rows = [line.split() for line in site.must("bucket", "ls", "east").out.splitlines()]
+    assert rows == [
+        ["BUCKET", "VERSIONING", "TREES", "REPLICATES", "TO", "LIFECYCLE"],
+        ["east/old", "Enabled", "on"],
+        [SOURCE, "Enabled", "off"],
+    ]

@@ -17,7 +17,7 @@ from fsrepl.console.pages.rendering import url
 from fsrepl.daemon import requests
 from fsrepl.model import keys
 from fsrepl.model.address import Address
-from fsrepl.model.amounts import counted
+from fsrepl.model.amounts import kinds_text
 
 
 def bucket(visit: Visit) -> Response:
@@ -69,7 +69,9 @@ def adopt_page(visit: Visit) -> Response:
 def adopt(visit: Visit) -> Response:
     wanted, trees = visit.bucket(), bool(visit.get("trees"))
     answer = visit.perform(requests.AdoptBucket(wanted, umask=visit.gateway.umask, trees=trees))
-    what = counted(answer["Adopted"], "file") if "Adopted" in answer else "it"
+    what = "it"
+    if "Adopted" in answer:
+        what = kinds_text(answer["Adopted"], answer["Directories"], answer["Symlinks"])
     return visit.done(f"{wanted}: {what} adopted, versioning Enabled.", url("/bucket", bucket=str(wanted)))
 
 
