@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from fsrepl.errors import reason
+from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Kind
 from fsrepl.repair import compare
@@ -17,6 +17,13 @@ from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.view_file import open_view
 from fsrepl.views import folders
+
+_NOUNS = {Kind.FILE: "file", Kind.LINK: "symlink", Kind.DIRECTORY: "directory"}
+_SHOWS_OTHER = {
+    Kind.FILE: "the file shows other content than its version, and was not written into",
+    Kind.LINK: "the symlink leads to another target than that of its version, and nobody replaced it",
+    Kind.DIRECTORY: "the directory has other metadata than its version, and nobody changed it",
+}
 
 
 class Views:
@@ -53,10 +60,10 @@ class Views:
         as_recorded = bool(found and known and known.view and known.view.is_like(found) and not known.view.racy)
         verdict = compare.judge_view(current, known, seen, same=same, as_recorded=as_recorded)
         if verdict is Verdict.DIFFERS:
-            why = "the file shows other content than its version, and was not written into"
+            why = _SHOWS_OTHER[_kind(side, key, current)]
             return verdict, self._wrong_view(side, key, current, Problem.VIEW, why)
         if verdict is Verdict.CONFLICT:
-            why = "something else is where its file must be shown"
+            why = f"something else is where its {_NOUNS[_kind(side, key, current)]} must be shown"
             return verdict, self._wrong_view(side, key, current, Problem.CONFLICT, why)
         return verdict, None
 
@@ -109,6 +116,17 @@ class Views:
         except OSError:
             return False
         return found.st_nlink == 2 and self._is_one_file(side, key, current, found)
+
+
+def _kind(side: Side, key: bytes, current: Object) -> Kind:
+    """The kind of a version; a file where its record cannot be read, which is a difference of its own."""
+    if keys.is_directory(key):
+        return Kind.DIRECTORY
+    try:
+        version = versions.read(side.bucket, key, current.id, marker=current.marker)
+    except (OSError, StoreDamaged):
+        return Kind.FILE
+    return version.kind if version is not None else Kind.FILE
 
 
 def mount_over(bucket: OpenBucket, key: bytes) -> bytes:

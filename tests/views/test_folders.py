@@ -15,13 +15,14 @@ from fsrepl.commands import status, why
 from fsrepl.daemon import live
 from fsrepl.model.address import Address
 from fsrepl.model.version import Kind, Status
+from fsrepl.model.view import view_of
 from fsrepl.region.change_queue import CHANGED, DirectoryEvent
 from fsrepl.replicate.group import DeliveryGroup
 from fsrepl.storage.intents import Intent, write_intents
 from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import directories, obstacles, resting, stale
 from tests.doubles import DyingFs, PowerCut
-from tests.verifying import verify
+from tests.verifying import verify, whys
 from tests.waiting import until
 from tests.world import DESTINATION, SOURCE, World, worlds
 
@@ -210,12 +211,33 @@ def test_a_file_in_the_place_of_a_directory_is_a_conflict(tmp_path: Path) -> Non
         assert verify(world) == [
             (DESTINATION, "two", "ViewConflict", False), (DESTINATION, "one/", "ViewConflict", False),
         ]  # fmt: skip
+        where = "something else is where its {} must be shown"
+        assert whys(world) == [where.format("file"), where.format("directory")]
         world.unlink("one", DESTINATION)
         shutil.rmtree(world.path("two", DESTINATION))
         for _ in range(3):
             world.settle()
         assert world.tree(DESTINATION) == {"two": b"ours"}
         assert list(folders(world, DESTINATION)) == ["one"]
+
+
+def test_verify_names_a_difference_after_the_kind_of_object(tmp_path: Path) -> None:
+    """A directory whose mode, and a symlink whose target, is not that of its version, although nobody changed it."""
+    with World(tmp_path, trees=True) as world:
+        world.path("sub").mkdir()
+        world.link("way", "here")
+        world.settle()
+        world.path("sub", DESTINATION).chmod(0o700)
+        world.unlink("way", DESTINATION)
+        world.link("way", "there", DESTINATION)
+        for key in ("sub/", "way"):
+            found = world.path(key, DESTINATION).lstat()
+            view = view_of(found, world.current(key, DESTINATION).id)
+            world.engine.journal.views.see(DESTINATION, key.encode(), view)
+        assert sorted(whys(world)) == [
+            "the directory has other metadata than its version, and nobody changed it",
+            "the symlink leads to another target than that of its version, and nobody replaced it",
+        ]
 
 
 @pytest.mark.parametrize("lasts", [False, True])
