@@ -106,6 +106,20 @@ def test_counters_are_what_a_count_of_all_rows_finds(seed: int) -> None:
     journal.close()
 
 
+def test_bytes_may_be_more_than_64_bits_count() -> None:
+    """A sparse file may have eight EiB. What is pending is told all the same."""
+    journal = Journal(":memory:")
+    journal.bucket_id(SOURCE, "uuid")
+    pending = {DESTINATION: DeliveryRecord("rule", Status.PENDING)}
+    some = [Version(b"%d" % n, f"{n:026}", 1, size=(1 << 63) - 1, deliveries=pending) for n in range(3)]
+    journal.deliveries.put_all(SOURCE, some)
+    assert journal.deliveries.live_pending_counts(SOURCE) == {(DESTINATION, "rule"): Counts(3, (1 << 63) - 1, 1)}
+    for each in list(journal.deliveries.select(SOURCE)):
+        journal.deliveries.drop(each)
+    assert journal.deliveries.counts(SOURCE) == {}
+    journal.close()
+
+
 def test_a_journal_without_counters_is_counted_when_it_is_opened(tmp_path: Path) -> None:
     """An upgrade needs no new index of the trees."""
     with World(tmp_path) as world:

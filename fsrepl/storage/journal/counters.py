@@ -24,6 +24,7 @@ ON CONFLICT (bucket, destination, rule, status, live) DO UPDATE SET
     number = number + excluded.number, bytes = bytes + excluded.bytes"""
 _ROWS_MAX = 250
 """Of a query: SQLite admits 32,766 values, and 999 before its version 3.32."""
+_INTEGER_END = 1 << 63
 
 Group = tuple[str, str, str, int]
 """Destination, rule, status, and whether a delivery is live."""
@@ -72,10 +73,13 @@ class Changes:
         return out
 
     def write(self) -> None:
-        """Record the changes. None is counted after that."""
-        self._db.executemany(
-            _ADD, [(self._bucket, *group, number, self.sizes[group]) for group, number in self.numbers.items()]
-        )
+        """Record the changes. None is counted after that. More bytes than 64 bits can count, as of sparse files of a
+        few EiB, are a float, as SQLite's own sums are."""
+        rows = []
+        for group, number in self.numbers.items():
+            size = self.sizes[group]
+            rows += [(self._bucket, *group, number, size if -_INTEGER_END <= size < _INTEGER_END else float(size))]
+        self._db.executemany(_ADD, rows)
 
 
 def counts_of(db: sqlite3.Connection, bucket: int | None) -> Mapping[Group, tuple[int, int]]:
