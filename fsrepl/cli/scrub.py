@@ -54,14 +54,22 @@ def status(bucket: OneBucket = None, json: Json = False) -> None:
 
 
 @scrub.command("run")
-def run(bucket: OneBucket = None, json: Json = False) -> None:
+def run(
+    bucket: OneBucket = None,
+    end: Annotated[bool, typer.Option("--end", help="End a run: what is left is read at the usual pace.")] = False,
+    json: Json = False,
+) -> None:
     """Read all stored versions now, from where the scrub is, as fast as [scrub] limit allows. Ends a pause.
 
-    The command returns at once; without a daemon, the next one that starts does it.
+    The command returns at once; without a daemon, the next one that starts does it. A pause interrupts the run, and
+    `fsrepl scrub pause --end` continues it.
     """
-    document = perform(requests.RunScrub(_address(bucket)))
+    document = perform(requests.RunScrub(_address(bucket), on=not end))
     if json:
         print_json(document)
+        return
+    if end:
+        say(f"the scrub has its usual pace in {counted(len(document['buckets']), 'bucket')}")
         return
     left = sum(b["current"]["bytes_total"] - b["current"]["bytes_done"] for b in document["buckets"] if "current" in b)
     pace = f" at {size_text(document['limit'])}/s" if document["limit"] else ""
@@ -71,7 +79,7 @@ def run(bucket: OneBucket = None, json: Json = False) -> None:
 @scrub.command("pause")
 def pause(
     bucket: OneBucket = None,
-    end: Annotated[bool, typer.Option("--end", help="End the pause: go on at the usual pace.")] = False,
+    end: Annotated[bool, typer.Option("--end", help="End the pause: go on as before it, a run at once.")] = False,
     json: Json = False,
 ) -> None:
     """Pause the scrub until `fsrepl scrub pause --end`, or `fsrepl scrub run`, also across restarts."""

@@ -22,20 +22,16 @@ from fsrepl.storage.site import Site
 def run_scrub(engine: Engine, request: RunScrub) -> Document:
     """Have all stored versions read now, at the limit; a running daemon does it, or the next one that starts."""
     now_ns, journal = engine.site.now(), engine.journal
-    return _change(
-        engine, request.bucket, lambda address, found: found.asked(now_ns, journal.totals.objects(address)[2])
-    )
+
+    def change(address: str, found: Scrub) -> Scrub:
+        return found.asked(now_ns, journal.totals.objects(address)[2]) if request.on else found.unasked()
+
+    return _change(engine, request.bucket, change)
 
 
 def pause_scrub(engine: Engine, request: PauseScrub) -> Document:
     """Pause the scrub, or end the pause. What is being read is left at once, and a large version goes on there."""
-
-    def change(address: str, found: Scrub) -> Scrub:
-        if found.current is not None and request.on:  # what a person asked for ends with the pause
-            found = replace(found, current=replace(found.current, asked=False))
-        return replace(found, paused=request.on)
-
-    return _change(engine, request.bucket, change)
+    return _change(engine, request.bucket, lambda _, found: replace(found, paused=request.on))
 
 
 def _change(engine: Engine, bucket: Address | None, change: Callable[[str, Scrub], Scrub]) -> Document:
@@ -43,11 +39,13 @@ def _change(engine: Engine, bucket: Address | None, change: Callable[[str, Scrub
         region = engine.region_of(address)
 
         def apply(address: str = address) -> None:
-            found = change(address, load(engine.journal, address))
+            before = load(engine.journal, address)
+            found = change(address, before)
             save(engine.journal, address, found)
+            is_slowed = before.is_asked and not found.is_asked
             for state in engine.region_of(address).states.values():
                 state.scrub.look_now()
-                if found.paused and state.bucket.address == address:
+                if (found.paused or is_slowed) and state.bucket.address == address:
                     state.scrub.stop()
 
         region.ask(apply)

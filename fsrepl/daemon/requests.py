@@ -300,14 +300,16 @@ class RunLifecycle(OnBucket, frozen=True):
 
 
 class RunScrub(Request, frozen=True):
-    """Read the stored versions of a bucket now, or of all buckets, from where the scrub is."""
+    """Read the stored versions of a bucket now, or of all buckets, from where the scrub is; on=False: no longer now,
+    but at its own pace."""
 
     op = "scrub.run"
     bucket: Address | None = None
+    on: bool = True
 
 
 class PauseScrub(Request, frozen=True):
-    """Pause the scrub of a bucket, or of all buckets; on=False: let it go on at its own pace."""
+    """Pause the scrub of a bucket, or of all buckets; on=False: let it go on as before."""
 
     op = "scrub.pause"
     bucket: Address | None = None

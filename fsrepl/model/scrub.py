@@ -74,6 +74,11 @@ class Scrub(Struct, frozen=True):
     result: Result | None = None
     paused: bool = False
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether a person wants the pass under way done now, once it is not paused."""
+        return self.current is not None and self.current.asked
+
     def is_due(self, every_s: int, now_ns: int) -> bool:
         """Whether a new pass begins now. every_s: 0 for never."""
         if self.paused or self.current is not None or not every_s:
@@ -105,6 +110,10 @@ class Scrub(Struct, frozen=True):
         """The state of a scrub that a person asked for: it goes on at once, from where it is."""
         current = replace(self.current or Pass(now_ns, size), asked=True, size=size)
         return replace(self, current=current, paused=False)
+
+    def unasked(self) -> Scrub:
+        """The state of a scrub that nobody asks for any more: what is left is read at the usual pace."""
+        return self if self.current is None else replace(self, current=replace(self.current, asked=False))
 
     def ended(self, now_ns: int) -> Scrub:
         found = self.current

@@ -148,6 +148,30 @@ def test_a_person_may_have_it_done_now_or_pause_it(world: World, days: Days, eve
     assert world.refused("scrub.run", bucket="east/nobucket") == "NoSuchBucket"
 
 
+@pytest.mark.parametrize("every", ["30d", "0"])
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_run_goes_on_after_a_pause_unless_it_is_ended(world: World, every: str, ended: bool) -> None:
+    """Section 5: also where the settings say never, so that no pace is left but the run's, and after a restart."""
+    world.settings.path.write_text(world.settings.path.read_text() + f'every = "{every}"\n')
+    world.settings = reading.load(world.settings.path)
+    world.restart()
+    world.settle()
+    world.run("scrub.run", bucket=SOURCE)
+    world.run("scrub.pause", bucket=SOURCE)
+    if ended:
+        world.run("scrub.run", bucket=SOURCE, on=False)
+    turn(world)
+    assert told(world)["paused"]
+    assert "last" not in told(world)
+    world.restart()
+    world.run("scrub.pause", bucket=SOURCE, on=False)
+    turn(world)
+    assert not told(world)["paused"]
+    assert ("last" in told(world)) is not ended
+    if ended:
+        assert not told(world)["current"]["asked"]
+
+
 def test_a_pass_removes_what_nobody_needs(world: World, days: Days, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 2: maps without a version, old damaged content, unfinished copies; maps in use stay."""
     folder = world.path(".fsrepl/blocks")

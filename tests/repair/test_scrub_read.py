@@ -104,7 +104,7 @@ def test_a_pause_leaves_a_large_version_where_it_is(world: World) -> None:
     assert reads == 3
     assert told(world)["paused"]
     assert 0 < told(world)["current"]["bytes_done"] < SIZE // 2
-    world.run("scrub.run", bucket=SOURCE)
+    world.run("scrub.pause", bucket=SOURCE, on=False)
     turn(world)
     assert told(world)["last"]["bytes"] == SIZE
     assert counting(world).count <= SIZE - (1 << 20) + 64 * 4096
