@@ -117,7 +117,7 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
             yield Gauge(
                 "fsrepl_large_bytes_replicated", "Bytes of the large objects that were delivered.", size, labels
             )
-            about = "The part of them that crossed, since the destination lacked it."
+            about = "The part of them that crossed in the tries that completed, since the destination lacked it."
             yield Gauge("fsrepl_large_bytes_crossed", about, crossed, labels)
 
 

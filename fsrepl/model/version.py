@@ -206,7 +206,8 @@ class DeliveryRecord(Struct, frozen=True, array_like=True):
     edit: bool = False
     """The destination already has the version: the delivery brings metadata edited since."""
     crossed_bytes: int | None = None
-    """The part of a large content that crossed, since the destination had the rest. None: unknown, or all of it."""
+    """The part of a large content that crossed in the try that completed the delivery: the destination had the rest,
+    from other versions or an interrupted try. None: unknown, or all of it."""
     before: DeliveryRecord | None = None
     """The delivery before a backfill requested it again, kept until it is settled: a cancelled job restores it."""
 

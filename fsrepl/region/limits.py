@@ -59,7 +59,7 @@ class Progress(Struct):
     what: str = ""
     """The kind of work, where it is neither a transfer nor a capture."""
     bytes_crossed: int = 0
-    """The bytes that were sent: the destination had the others."""
+    """The bytes that were sent in this try: the destination had the others."""
     stop: bool = False
     unwanted: bool = False
     """Stopped because its delivery has ended: nothing of it is kept for a later try."""
