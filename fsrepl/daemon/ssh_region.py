@@ -131,7 +131,7 @@ class SshRegion(Receiver):
             self._connection.end("the journal cannot be used")  # what was under way is sent again
 
     def next_s(self) -> float | None:
-        if self.inbox or self.background_done or self._arrived:
+        if self.inbox or self.background_done or (self._arrived and not self._connecting):
             return 0.0
         if self._connection is None:
             return None if self._connecting else max(self._next_try_s, self._faulty_until_s)
@@ -219,6 +219,8 @@ class SshRegion(Receiver):
     # -- what the agent says
 
     def _take_frames(self) -> bool:
+        if self._connecting:
+            return False  # an agent may speak before its connection is in use here
         busy = bool(self._arrived)
         self._has_arrived.clear()
         outcomes: list[Outcome] = []

@@ -26,6 +26,7 @@ from fsrepl.errors import FsreplError, Refused, Unavailable
 from fsrepl.link import frames
 from fsrepl.model.address import Address
 from fsrepl.model.version import Status, Version
+from fsrepl.region.mailbox import DeliverAgain
 from fsrepl.repair import from_hosts
 from fsrepl.settings import reading
 from fsrepl.storage import listing
@@ -177,6 +178,22 @@ def test_a_tree_arrives_whole(tree: World) -> None:
     there = tree.path("moved", DESTINATION)
     assert (there / "empty").stat().st_mode & 0o7777 == 0o700
     assert (there / "k").stat().st_ino == (there / "other").stat().st_ino
+
+
+def test_what_an_agent_says_at_once_is_not_lost(world: FarWorld) -> None:
+    """G3: what it asks for before the site has taken the connection for made, as versions that are destroyed there."""
+    world.write("k", b"data")
+    world.settle()
+    west, sent = world.west, world.of("k")[0]
+    connection = west._connection
+    assert connection is not None
+    west._connection, west._connecting = None, True
+    west.on_frame(connection, frames.Lost(DESTINATION, [(sent.key, sent.id)]))
+    west.take_turn()
+    assert west.next_s() is None
+    west._connected(connection)
+    west.take_turn()
+    assert DeliverAgain(SOURCE, DESTINATION, [(sent.key, sent.id)]) in world.region(SOURCE).inbox
 
 
 @pytest.mark.parametrize("restarted", [False, True])
