@@ -11,9 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from msgspec.structs import replace
+
 from fsrepl.commands import hosts, operations
 from fsrepl.daemon import agent_home
 from fsrepl.daemon.agent import Agent, Commands
+from fsrepl.daemon.served_region import ServedRegion
 from fsrepl.daemon.ssh_region import SshRegion
 from fsrepl.errors import Unavailable
 from fsrepl.link.host import Host
@@ -22,6 +25,7 @@ from fsrepl.settings import FILE, HostSettings, reading
 from fsrepl.storage import versions
 from fsrepl.storage.fs import Fs
 from fsrepl.storage.site import Site
+from fsrepl.views import resting
 from tests.doubles import UnsyncedFs
 from tests.waiting import until
 from tests.world import DESTINATION, SOURCE, World
@@ -136,9 +140,25 @@ class FarWorld(World):
 
     def flush_settling(self) -> None:
         super().flush_settling()
+        self._rest_there()
         self.west._next_try_s = 0.0
         for queue in self.west.queues.values():
             queue.retry_now()
+
+    def _rest_there(self) -> None:
+        """Make the directories there be at rest."""
+        for each in self.connections:
+            engine = each.agent._engine
+            if engine is None:
+                continue
+
+            def rest(region: ServedRegion = engine.served) -> None:
+                for state in region.states.values():
+                    resting.note_touched(state)
+                    state.views.resting = {path: replace(r, due_s=0.0) for path, r in state.views.resting.items()}
+
+            with contextlib.suppress(Unavailable):  # it ends
+                engine.served.ask(rest)
 
     def settle(self) -> None:
         """As World.settle; tries are repeated until none is left, since the agent gives back what it cannot do yet."""

@@ -239,7 +239,7 @@ def step(region: Region) -> bool:
 def _step(region: Region, state: BucketState) -> None:
     engine = region.engine
     until_s = time.monotonic() + _STEP_S
-    is_replica = bool(engine.site.sources_of(state.bucket.address))
+    is_replica = region.has_sources(state.bucket.address)
 
     def listed(path: bytes) -> None:
         following.note(state, path, notified=state.is_scanned)

@@ -242,6 +242,8 @@ class Agent:
                 engine.served.post(TakeOver(found))
             case frames.Directories():
                 engine.served.take_directories(frame)
+            case frames.Times():
+                engine.served.take_times(frame)
             case frames.Blocks() | frames.Chunk() | frames.End() | frames.Broken():
                 self._incoming.answer(frame)
             case frames.Alive():

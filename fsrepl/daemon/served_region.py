@@ -20,7 +20,7 @@ from fsrepl.errors import Away, FsreplError, Unavailable
 from fsrepl.link import frames
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.receiver import Receiver
-from fsrepl.region.region import Region
+from fsrepl.region.region import Region, TimeAt
 from fsrepl.region.runtime import Runtime
 from fsrepl.replicate.arrivals import LACKS_CONTENT, ArrivedSource, Incoming
 from fsrepl.replicate.source import Source
@@ -28,7 +28,7 @@ from fsrepl.settings import Settings
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import Fs
 from fsrepl.storage.journal.rows import Delivery, Outcome
-from fsrepl.views import directories, narrowing
+from fsrepl.views import directories, narrowing, resting
 
 
 class _Queue(Queue):
@@ -57,6 +57,8 @@ class ServedRegion(Worker):
         """By bucket, versions that the site knows to be destroyed."""
         self._to_follow: deque[frames.Directories] = deque()
         """Permissions of directories that wait for their bucket."""
+        self._times: deque[frames.Times] = deque()
+        """Times of directories that were asked for, until they are set."""
         self.away = ""
         """Why the region is away; empty while it is there."""
 
@@ -75,6 +77,7 @@ class ServedRegion(Worker):
         self._tell_lost()
         busy = super().take_turn()
         self._follow_directories()
+        self._set_times()
         return busy
 
     def _tell_lost(self) -> None:
@@ -153,12 +156,42 @@ class ServedRegion(Worker):
                 narrower = narrowing.Narrower(self.engine, bucket, {frame.source: frame.orders.get})
                 follower = directories.Follower(bucket, {frame.source: rights.get}, narrower)
                 for path in rights:
+                    resting.note(state, path)
                     with contextlib.suppress(OSError):  # gone, or without a version in it: nothing to do
                         follower.follow(path)
             if state.is_up:
                 self._send(frames.Followed(frame.source, frame.destination, list(rights)))
             else:
                 self._to_follow.append(frame)
+
+    # -- the times of directories
+
+    def has_sources(self, address: str) -> bool:
+        return True  # the site knows which
+
+    @contextlib.contextmanager
+    def source_times(self, address: str) -> Iterator[TimeAt]:
+        """None is known here: those that are wanted are asked for together."""
+        wanted: dict[str, list[bytes]] = {}
+
+        def ask(source: str, path: bytes) -> None:
+            wanted.setdefault(source, []).append(path)
+
+        yield ask
+        for source, paths in wanted.items():
+            self._send(frames.WantTimes(source, address, paths))
+
+    def take_times(self, frame: frames.Times) -> None:
+        """Set times that were asked for. Any thread may call it."""
+        self._times.append(frame)
+        self.wake()
+
+    def _set_times(self) -> None:
+        while self._times:
+            frame = self._times.popleft()
+            state = self.states.get(frame.destination)
+            if state is not None and state.is_up:  # else a scan follows, after which they are asked for again
+                resting.set_received(self, state, frame.source, frame.mtimes_ns)
 
 
 class AgentEngine(Engine):

@@ -32,6 +32,7 @@ from fsrepl.link import frames
 from fsrepl.link.channel import Ended
 from fsrepl.link.frames import FromAgent
 from fsrepl.link.host import Connection, Host
+from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.model.keys import Document
 from fsrepl.model.version import Status
@@ -43,7 +44,7 @@ from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import Runtime
 from fsrepl.storage.journal.rows import Delivery, Outcome
-from fsrepl.views import directories
+from fsrepl.views import directories, resting
 
 log = logging.getLogger("fsrepl")
 
@@ -243,6 +244,8 @@ class SshRegion(Receiver):
                     self._directories.get((source, destination), set()).difference_update(
                         self._directories_told.get((source, destination), set()).intersection(paths)
                     )
+                case frames.WantTimes() as asked:
+                    self._tell_times(asked)
                 case frames.Lost(destination, lost):
                     self._send_again(destination, lost)
                 case _:
@@ -367,6 +370,21 @@ class SshRegion(Receiver):
                 paths.difference_update(found.keys() - known.keys())
                 busy = True
         return busy
+
+    def _tell_times(self, asked: frames.WantTimes) -> None:
+        """Tell the agent the times of directories of a source, where that is there: else the agent asks again after its
+        next scan, or once the source is back and has its directories compared."""
+        connection, site = self._connection, self.engine.site
+        bucket = site.buckets.get(asked.source) if asked.source in site.sources_of(asked.destination) else None
+        if connection is None or bucket is None or self.is_stuck(asked.source):
+            return
+        with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
+            found = {}
+            for path in asked.paths:
+                with contextlib.suppress(OSError):  # gone
+                    if keys.is_key(path):
+                        found[path] = resting.mtime_ns(opened, path)
+            connection.send(frames.Times(asked.source, asked.destination, found))
 
     # -- content that the agent asks for
 

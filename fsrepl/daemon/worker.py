@@ -37,7 +37,7 @@ from fsrepl.region.mailbox import (
     Requeue,
 )
 from fsrepl.region.receiver import Receiver
-from fsrepl.region.region import Region
+from fsrepl.region.region import Region, TimeAt
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import refetch, scrub
@@ -358,6 +358,12 @@ class Worker(Attaching):
     def open_source(self, address: str, destination: OpenBucket) -> AbstractContextManager[Source]:
         """See source.Opener: here a bucket of the site."""
         return sending.opened(self.engine, address, destination)
+
+    def has_sources(self, address: str) -> bool:
+        return bool(self.engine.site.sources_of(address))
+
+    def source_times(self, address: str) -> AbstractContextManager[TimeAt]:
+        return resting.times_here(self.engine.site, address)
 
     def _bucket_trouble(self, state: BucketState, deliveries: Sequence[Delivery]) -> None:
         try:

@@ -18,7 +18,7 @@ from fsrepl.model import keys
 from fsrepl.model.version import DeliveryRecord, Origin, Posix, Rights, Status, Tracking, Version
 from fsrepl.settings import Capture, ReplicationSettings, Safety, Scrub
 
-PROTOCOL = 1
+PROTOCOL = 2
 _ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}|null")
 _DIGEST_BYTES = 32
 FRAME_MAX_BYTES = 1 << 30
@@ -125,6 +125,17 @@ class Directories(Frame, frozen=True):
     destination: str
     rights: dict[bytes, PackedRights]
     orders: dict[bytes, tuple[int, str]]
+
+
+class Times(Frame, frozen=True):
+    """The answer to WantTimes: the modification times of directories at a source, in nanoseconds since the epoch.
+
+    Directories that are not there are left out.
+    """
+
+    source: str
+    destination: str
+    mtimes_ns: dict[bytes, int]
 
 
 class Blocks(Frame, frozen=True):
@@ -237,6 +248,14 @@ class Followed(Frame, frozen=True):
     paths: list[bytes]
 
 
+class WantTimes(Frame, frozen=True):
+    """Asks for the times of directories of a tree bucket that are at rest there, by their paths at a source."""
+
+    source: str
+    destination: str
+    paths: list[bytes]
+
+
 class Lost(Frame, frozen=True):
     """Versions of a bucket, by key and id, whose content or record is destroyed there: they are to be sent again."""
 
@@ -251,8 +270,10 @@ class Answer(Frame, frozen=True):
     answer: bytes
 
 
-FromSite = Alive | Hello | Deliver | Directories | Blocks | Chunk | End | Broken | Ask
-FromAgent = Alive | Welcome | Denied | Outcomes | Later | WantBlocks | WantSpan | Buckets | Followed | Lost | Answer
+FromSite = Alive | Hello | Deliver | Directories | Times | Blocks | Chunk | End | Broken | Ask
+FromAgent = (
+    Alive | Welcome | Denied | Outcomes | Later | WantBlocks | WantSpan | WantTimes | Buckets | Followed | Lost | Answer
+)
 encode = msgspec.msgpack.Encoder().encode
 of_site = msgspec.msgpack.Decoder(FromSite)
 of_agent = msgspec.msgpack.Decoder(FromAgent)

@@ -11,7 +11,8 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 
 from fsrepl.errors import UNEXPECTED, FsreplError, reason
 from fsrepl.model.version import Version
@@ -27,6 +28,11 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
+
+
+TimeAt = Callable[[str, bytes], int | None]
+"""The modification time of a directory at a source, by the address of that and its path, in nanoseconds since the
+epoch; None where it is not known here, or not yet. Raises OSError where the directory is gone."""
 
 
 class Region(Receiver, Sources):
@@ -83,6 +89,14 @@ class Region(Receiver, Sources):
     @abc.abstractmethod
     def recall(self, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
         """The recoverable part of a version here whose record cannot be read; None where too little is known."""
+
+    @abc.abstractmethod
+    def has_sources(self, address: str) -> bool:
+        """Whether buckets are replicated to a bucket of this region."""
+
+    @abc.abstractmethod
+    def source_times(self, address: str) -> AbstractContextManager[TimeAt]:
+        """Tells the times of directories at the sources of a bucket of this region."""
 
     # -- buckets
 

@@ -26,6 +26,7 @@ from fsrepl.errors import FsreplError, Refused, Unavailable
 from fsrepl.link import frames
 from fsrepl.model.address import Address
 from fsrepl.model.version import Status, Version
+from fsrepl.region.change_queue import CHANGED, DirectoryEvent
 from fsrepl.region.mailbox import DeliverAgain
 from fsrepl.repair import from_hosts
 from fsrepl.settings import reading
@@ -180,6 +181,39 @@ def test_a_tree_arrives_whole(tree: World) -> None:
     assert (there / "k").stat().st_ino == (there / "other").stat().st_ino
 
 
+def test_a_directory_at_rest_has_the_time_of_its_source(memory: Path) -> None:
+    """Tree buckets: as on this machine it makes no version, follows what is put into the directory or done to it, and
+    what was done while the other machine was away."""
+    with FarWorld(memory, trees=True) as world:
+        world.run("bucket.trees", bucket=DESTINATION, on=True)
+
+        def is_alike(*paths: str) -> None:
+            def found() -> bool:
+                world.settle()
+                times = [[world.path(path, at).stat().st_mtime_ns for path in paths] for at in (SOURCE, DESTINATION)]
+                return times[0] == times[1]
+
+            until(found, "the directories have the times of their sources")
+
+        world.write("a/b/file", b"content")
+        os.utime(world.path("a/b"), ns=(0, 1_000_000_000))
+        os.utime(world.path("a"), ns=(0, 2_000_000_000))
+        is_alike("a", "a/b")
+        world.unlink("a/b/file")
+        is_alike("a", "a/b")
+        os.utime(world.path("a"), ns=(0, 3_000_000_000))
+        world.region(SOURCE).changes.directories.append(DirectoryEvent(SOURCE, b"a", CHANGED, 0))
+        is_alike("a", "a/b")
+        world.why_away = "the network is gone"
+        world.disconnect()
+        os.utime(world.path("a/b"), ns=(0, 4_000_000_000))
+        os.utime(world.path("a", DESTINATION), ns=(0, 5_000_000_000))
+        world.restart()
+        world.why_away = ""
+        is_alike("a", "a/b")
+        assert [len(world.of(key, DESTINATION)) for key in ("a/", "a/b/")] == [1, 1]
+
+
 def test_what_an_agent_says_at_once_is_not_lost(world: FarWorld) -> None:
     """G3: what it asks for before the site has taken the connection for made, as versions that are destroyed there."""
     world.write("k", b"data")
@@ -194,6 +228,22 @@ def test_what_an_agent_says_at_once_is_not_lost(world: FarWorld) -> None:
     west._connected(connection)
     west.take_turn()
     assert DeliverAgain(SOURCE, DESTINATION, [(sent.key, sent.id)]) in world.region(SOURCE).inbox
+
+
+def test_the_agent_is_told_of_no_directory_but_those_of_its_sources(memory: Path) -> None:
+    """Section 2: what it asks for is looked up in buckets that are replicated to it, below their folders."""
+    with FarWorld(memory, trees=True, replicate=False) as world:
+        world.write("a/file", b"content")
+        world.settle()
+        until(lambda: world.settle() or world.west._connection is not None, "it is connected")
+        sent: list[frames.Frame] = []
+        world.west._connection.send = sent.append  # type: ignore
+        for paths in ([b"a"], [b"a", b"gone", b".fsrepl", b"../src"]):
+            world.west._tell_times(frames.WantTimes(SOURCE, DESTINATION, paths))
+            if not sent:
+                world.run("replication.enable", source=SOURCE, destination=DESTINATION)
+        (said,) = [each for each in sent if isinstance(each, frames.Times)]
+        assert said.mtimes_ns == {b"a": world.path("a").stat().st_mtime_ns}
 
 
 @pytest.mark.parametrize("restarted", [False, True])
