@@ -38,6 +38,7 @@ from tests.backfills import backfill
 from tests.doubles import DyingFs, UnsyncedFs
 from tests.hosts import FarWorld
 from tests.mounts import ext4, mount, only_root
+from tests.storage.test_privacy import ACL_NAME, NONE, acl
 from tests.verifying import tally, verify
 from tests.waiting import until
 from tests.world import DESTINATION, SOURCE, World
@@ -244,6 +245,33 @@ def test_the_agent_is_told_of_no_directory_but_those_of_its_sources(memory: Path
                 world.run("replication.enable", source=SOURCE, destination=DESTINATION)
         (said,) = [each for each in sent if isinstance(each, frames.Times)]
         assert said.mtimes_ns == {b"a": world.path("a").stat().st_mtime_ns}
+
+
+def test_directories_outside_of_trees_follow_rights_and_go_when_empty(either: World) -> None:
+    """Section 2: ACLs and owners too, long after the files came."""
+    either.write("d/e/k", b"data")
+    either.settle()
+    folder = either.path("d/e")
+    for name in (ACL_NAME, "system.posix_acl_default"):
+        os.setxattr(folder, name, acl((1, 7, NONE), (2, 5, 1001), (4, 0, NONE), (16, 5, NONE), (32, 0, NONE)))
+    if os.geteuid() == 0:
+        os.chown(folder, 1234, 5678)
+    there = either.path("d/e", DESTINATION)
+
+    def is_followed() -> bool:
+        either.settle()
+        return _rights(there) == _rights(folder)
+
+    until(is_followed, "the directory has the rights of its source")
+    either.unlink("d/e/k")
+    shutil.rmtree(either.path("d"))
+    until(lambda: either.settle() or not either.path("d", DESTINATION).exists(), "the directories are gone")
+
+
+def _rights(path: Path) -> tuple[object, ...]:
+    found = path.stat()
+    attributes = {name: os.getxattr(path, name) for name in os.listxattr(path) if name.startswith("system.")}
+    return found.st_mode, found.st_uid, found.st_gid, attributes
 
 
 @pytest.mark.parametrize("restarted", [False, True])
