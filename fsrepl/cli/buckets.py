@@ -94,12 +94,12 @@ def bucket_adopt(
     if room.get("NotAsked") and not yes:  # no question on a terminal: what would be lost is unknown
         raise Refused("InvalidRequest", f"{what}. Attach it first, or continue without it with --yes")
     confirm(f"{what}. " + ("Restore it?" if "Healed" in room else "Adopt it?"), yes)
-    with progress.bar(f"adopting {bucket}", room["Objects"], lambda: _recorded(bucket)):
+    with progress.bar(f"adopting {bucket}", room["Objects"] + room["Directories"], lambda: _recorded(bucket)):
         answer = perform(requests.AdoptBucket(bucket, umask=umask(), although_away=yes, trees=trees))
     if "Healed" in answer:
         print_json(answer) if json else tell_healed(bucket, answer)
         return
-    what = kinds_text(answer["Adopted"], answer["Directories"], answer["Symlinks"])
+    what = kinds_text(answer["Adopted"] - answer["Directories"], answer["Directories"], answer["Symlinks"])
     print_json(answer) if json else say(f"bucket {bucket}: {what} adopted, versioning {answer['Versioning']}")
     tell_left(answer)
 
@@ -168,8 +168,9 @@ def tell_left(answer: dict[str, Any]) -> None:
 
 def _takes(bucket: Address, room: dict[str, Any]) -> str:
     """A sentence on what a folder holds, and the space that its versions take."""
+    found = kinds_text(room["Objects"], room["Directories"], room["Symlinks"])
     return (
-        f"{bucket} holds {counted(room['Objects'], 'file')}, {size_text(room['Bytes'])}; their versions take about "
+        f"{bucket} holds {found}, {size_text(room['Bytes'])}; their versions take about "
         f"{size_text(room['Needed'])}, and {size_text(room['Free'])} are free"
     )
 

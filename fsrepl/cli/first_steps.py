@@ -20,7 +20,6 @@ from fsrepl.cli.common import (
     Performer,
     State,
     await_daemon,
-    counted,
     say,
     set_state,
     shown,
@@ -34,6 +33,7 @@ from fsrepl.commands import sites
 from fsrepl.daemon import requests
 from fsrepl.errors import FsreplError, Refused, Usage
 from fsrepl.model.address import Address
+from fsrepl.model.amounts import kinds_text
 from fsrepl.s3 import arn
 from fsrepl.settings import FILE
 
@@ -156,7 +156,8 @@ def _make(site: Path, source: Folder, copy: Folder, prefix: str, *, trees: bool)
 
 
 def _takes(room: dict[str, Any]) -> str:
-    return f"{counted(room['Objects'], 'file')}; their versions take about {size_text(room['Needed'])}"
+    found = kinds_text(room["Objects"], room["Directories"], room["Symlinks"])
+    return f"{found}; their versions take about {size_text(room['Needed'])}"
 
 
 def _backfill(source: Address) -> None:

@@ -73,7 +73,9 @@ def cut_off(site: Site, address: str, wanted: Versioning) -> dict[str, object]:
 class Room(Struct, frozen=True):
     """The bytes that versions of all files below a directory need, and the bytes that are free.
 
-    kept: the bytes that keep_free leaves to the user. A filesystem that does not report its space counts as sufficient.
+    objects: files, and in a tree bucket symlinks, of which there are so many links. directories: those that become
+    objects too. kept: the bytes that keep_free leaves to the user. A filesystem that does not report its space counts
+    as sufficient.
     """
 
     objects: int
@@ -81,6 +83,8 @@ class Room(Struct, frozen=True):
     needed: int
     free: int
     kept: int
+    directories: int = 0
+    links: int = 0
 
     def check(self, address: str) -> None:
         """Raises Refused where the space does not suffice."""
@@ -93,7 +97,10 @@ class Room(Struct, frozen=True):
             )
 
     def document(self) -> dict[str, object]:
-        return {"Objects": self.objects, "Bytes": self.size, "Needed": self.needed, "Free": self.free}
+        return {
+            "Objects": self.objects, "Directories": self.directories, "Symlinks": self.links, "Bytes": self.size,
+            "Needed": self.needed, "Free": self.free,
+        }  # fmt: skip
 
 
 def _mib(size_bytes: int) -> str:
@@ -131,12 +138,15 @@ class Adopted(Struct):
 
 def measure(fs: Fs, top: int, settings: Settings, region: str, *, trees: bool = False) -> Room:
     """Measure the space that versions of the files below an open directory need. Leaves no file behind."""
-    objects = small = large = 0
+    objects = small = large = folders = links = 0
     for directory in directories(fs, top, but=META, failed=leave_out):
+        folders += trees and bool(directory.path)
         for name in directory.files(trees=trees):
             with contextlib.suppress(OSError):
-                size = fs.stat(directory.fd, name).st_size
+                status = fs.stat(directory.fd, name)
+                size = status.st_size
                 objects += 1
+                links += fs.is_link(status)
                 if size < hashing.SMALL_BYTES:
                     small += size
                 else:
@@ -145,8 +155,8 @@ def measure(fs: Fs, top: int, settings: Settings, region: str, *, trees: bool = 
     copied = 0 if mode == "link" else small if mode == "auto" and large and _shares(fs, top) else small + large
     free, total = fs.space(top)
     kept = settings.capture.keep_free.needed(total) if mode != "link" else 0
-    needed = objects * _RECORD_BYTES + copied
-    return Room(objects, small + large, needed, free if total else max(free, needed), kept)
+    needed = (objects + folders) * _RECORD_BYTES + copied
+    return Room(objects, small + large, needed, free if total else max(free, needed), kept, folders, links)
 
 
 def _shares(fs: Fs, at: int) -> bool:

@@ -8,10 +8,12 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def kinds_text(number: int, directories: int, links: int) -> str:
-    """A number of objects, by kind: 1,200 files, 3 directories, 1 symlink. Kinds without one are left out."""
-    files = number - directories - links
-    kinds = ((files, "file", ""), (directories, "directory", "directories"), (links, "symlink", ""))
+def kinds_text(others: int, directories: int, links: int) -> str:
+    """Objects by kind: 1,200 files, 3 directories, 1 symlink. Kinds without one are left out.
+
+    others: files and symlinks. links: the symlinks among them.
+    """
+    kinds = ((others - links, "file", ""), (directories, "directory", "directories"), (links, "symlink", ""))
     return ", ".join(counted(each, one, many) for each, one, many in kinds if each) or counted(0, "file")
 
 

@@ -71,7 +71,7 @@ def adopt(visit: Visit) -> Response:
     answer = visit.perform(requests.AdoptBucket(wanted, umask=visit.gateway.umask, trees=trees))
     what = "it"
     if "Adopted" in answer:
-        what = kinds_text(answer["Adopted"], answer["Directories"], answer["Symlinks"])
+        what = kinds_text(answer["Adopted"] - answer["Directories"], answer["Directories"], answer["Symlinks"])
     return visit.done(f"{wanted}: {what} adopted, versioning Enabled.", url("/bucket", bucket=str(wanted)))
 
 

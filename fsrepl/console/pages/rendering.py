@@ -15,7 +15,7 @@ from msgspec import Struct
 from fsrepl.commands.folder import key_of
 from fsrepl.console.access import Notice
 from fsrepl.model import keys
-from fsrepl.model.amounts import counted, duration_text, size_text
+from fsrepl.model.amounts import counted, duration_text, kinds_text, size_text
 
 NAVIGATION = (
     ("/", "Overview"),
@@ -100,7 +100,7 @@ def _environment() -> Environment:
         said=with_commands,
         key_bytes=key_of, bytes_text=keys.shown, base64=lambda data: base64.urlsafe_b64encode(data).decode(),
     )  # fmt: skip
-    environment.globals.update(url=url, counted=counted, navigation=NAVIGATION)
+    environment.globals.update(url=url, counted=counted, kinds_text=kinds_text, navigation=NAVIGATION)
     return environment
 
 
