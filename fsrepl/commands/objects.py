@@ -180,7 +180,8 @@ def find(region: Worker, bucket: OpenBucket, key: bytes, version_id: str | None,
             if version is not None:
                 return version
     if version_id is None:
-        raise Refused("NoSuchKey", f"{bucket.address}/{keys.shown(key)} has delete markers and no version left")
+        meant = like_known(region.engine.journal, bucket.address, key)
+        raise Refused("NoSuchKey", f"{bucket.address}/{keys.shown(key)} has delete markers and no version left{meant}")
     raise Refused("NoSuchVersion", f"{bucket.address}/{keys.shown(key)} has no version {version_id}")
 
 

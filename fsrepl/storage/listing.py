@@ -182,7 +182,9 @@ def find(bucket: OpenBucket, key: bytes, version_id: str | None) -> Entry:
         raise Refused("NoSuchKey", f"there is no {where}{meant(bucket, key)}")
     if version_id is None:
         if group[0].marker:
-            raise Refused("NoSuchKey", f"{where} is deleted: its current version {group[0].id} is a delete marker")
+            like = meant(bucket, key) if all(version.marker for version in group) else ""
+            why = f"its current version {group[0].id} is a delete marker"
+            raise Refused("NoSuchKey", f"{where} is deleted: {why}{like}")
         return Entry(group[0], True)
     for index, version in enumerate(group):
         if version.id == version_id:

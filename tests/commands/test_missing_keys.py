@@ -77,5 +77,7 @@ def test_rm_of_a_directory_without_its_slash_adds_a_marker_and_says_so(
     world.settle()
     assert not world.current("web/").marker
     assert world.path("web").is_dir()
+    for command in ("head", "restore"):  # the key has a marker now, and still no version
+        assert refusal(world, command, b"web").endswith("; web/ is a key there, that of a directory")
     objects.rm(at(SOURCE, b"none"))
     assert capsys.readouterr().err == ""
