@@ -64,7 +64,8 @@ _ADDED = {
     # without a look at the rows
     "pending": "CREATE INDEX pending ON delivery "
     "(bucket, destination, batch, created, id, key, marker, status, rule, since) WHERE status = 'PENDING'",
-    "held": "CREATE INDEX held ON delivery (bucket, created, id, key) "
+    # the last three: so that they are counted without a look at the rows
+    "held": "CREATE INDEX held ON delivery (bucket, created, id, key, marker, status, batch) "
     "WHERE status = 'PENDING' AND marker AND batch = ''",
     "unread": "CREATE INDEX unread ON version (bucket) WHERE traits IS NULL",
     "remote": "CREATE TABLE remote (bucket INTEGER, key BLOB, created INTEGER, id TEXT, marker INTEGER, "
