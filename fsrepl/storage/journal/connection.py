@@ -16,7 +16,9 @@ from urllib.parse import quote
 from fsrepl.storage.journal import counters
 from fsrepl.storage.journal.counters import Changes
 
-_SCHEMA_VERSION = 6
+_SCHEMA_VERSION, _UNCOUNTED = 7, 6
+"""The version that this build writes, and the one before: a build that writes that leaves the counters as they are, so
+that they are made anew."""
 _WAL_MAX_BYTES = 64 << 20
 """The write-ahead log is cut to this size when all of it is in the file."""
 _FREE_MIN_BYTES, _FREE_SHARE = 16 << 20, 8
@@ -171,9 +173,11 @@ class Connection:
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         self._db.execute("PRAGMA cache_size = -16000")
-        if found == _SCHEMA_VERSION:
+        if found in (_SCHEMA_VERSION, _UNCOUNTED):
             self._check()
             self._add()
+            if found == _UNCOUNTED or not self._has_counters():
+                self._count()
             return False
         if found:
             raise sqlite3.DatabaseError("the journal is of another version")
@@ -181,7 +185,7 @@ class Connection:
             for statement in _SCHEMA.split(";"):
                 self._db.execute(statement)
             self._add()
-            self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            self._count()
         return True
 
     def _check(self) -> None:
@@ -200,8 +204,10 @@ class Connection:
     def _count(self) -> None:
         """Make the counters, of the rows that are there."""
         with self.transaction():
+            self._db.execute("DROP TABLE IF EXISTS delivery_count")
             self._db.execute(counters.TABLE)
             self._db.execute(f"INSERT INTO delivery_count {counters.COUNT}")
+            self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
     def _add(self) -> None:
         if all(name != "replica" for name, _ in _columns(self._db, "version")):
@@ -215,8 +221,6 @@ class Connection:
         for name, statement in _ADDED.items():
             if name not in there or name in dropped:
                 self._db.execute(statement)
-        if not self._has_counters():
-            self._count()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
