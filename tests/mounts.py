@@ -8,6 +8,7 @@ import select
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,19 @@ def unmount(place: Path) -> None:
 def clear(place: Path) -> None:
     """Unmount the filesystem there, if there is one, even while it is in use."""
     subprocess.run(["umount", "--lazy", place], capture_output=True)
+
+
+def clear_whole(place: Path) -> None:
+    """The same, once nothing uses the filesystem any more. An xfs that is unmounted while something uses it goes on:
+    until its end no other one with its UUID can be mounted, such as a copy of its image."""
+    until_s = time.monotonic() + _ENDS_S
+    while os.path.ismount(place) and time.monotonic() < until_s:
+        if subprocess.run(["umount", place], capture_output=True).returncode:
+            time.sleep(_LOOK_S)
+    clear(place)
+
+
+_ENDS_S, _LOOK_S = 20.0, 0.05
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import pytest
 
 from tests.attack.history import Listing, check_listings
 from tests.attack.stores import Stores
-from tests.mounts import clear, mount, only_root
+from tests.mounts import clear_whole, mount, only_root
 from tests.site import DESTINATION, SOURCE, Site
 
 BUCKETS = (SOURCE, DESTINATION)
@@ -64,12 +64,15 @@ class Disks:
         """Mount one image of each region, or what becomes of a copy of it; afterwards neither is mounted."""
         try:
             for region, number in zip(REGIONS, (east, west), strict=True):
-                image = self._again(region, number) if number else self.image(region, 0)
-                mount("-o", "loop", image, self.place(region))
+                if not number:
+                    mount("-o", "loop", self.image(region, 0), self.place(region))
+                else:  # which can be mounted here, as the image was
+                    arguments = "-o", "loop", self._again(region, number), self.place(region)
+                    subprocess.run(["mount", *arguments], check=True)
             yield
         finally:
             for region in REGIONS:
-                clear(self.place(region))
+                clear_whole(self.place(region))
 
     def _again(self, region: str, number: int) -> Path:
         """A copy of a copy, to be written to."""
