@@ -39,14 +39,19 @@ def days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Days:
     return Days(tmp_path / "now")
 
 
+def scrub_unlimited(world: World) -> None:
+    """Set up large files, replicas in files of their own, and a scrub that reads as fast as it can."""
+    set_up(world)
+    world.settings.path.write_text(world.settings.path.read_text() + '[scrub]\nlimit = "0"\n')
+    world.settings = reading.load(world.settings.path)
+    world.restart()
+    world.set_sharing(west="private")
+
+
 @pytest.fixture
 def world(tmp_path: Path, days: Days) -> Iterator[World]:
     with World(tmp_path / "world") as made:
-        set_up(made)
-        made.settings.path.write_text(made.settings.path.read_text() + '[scrub]\nlimit = "0"\n')
-        made.settings = reading.load(made.settings.path)
-        made.restart()
-        made.set_sharing(west="private")
+        scrub_unlimited(made)
         made.write("k", content())
         made.write("d/small", b"data")
         made.write("gone", b"x")

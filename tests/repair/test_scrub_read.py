@@ -11,10 +11,9 @@ from msgspec import structs
 
 from fsrepl.model import blockmap, scrub
 from fsrepl.repair import scrub_read
-from fsrepl.settings import reading
 from tests.doubles import UnsyncedFs
-from tests.repair.test_scrub import Days, days, told, turn
-from tests.replicate.test_large import SIZE, content, set_up
+from tests.repair.test_scrub import Days, days, scrub_unlimited, told, turn
+from tests.replicate.test_large import SIZE, content
 from tests.stored import stored
 from tests.world import DESTINATION, SOURCE, World
 
@@ -44,11 +43,7 @@ def world(tmp_path: Path, days: Days, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(scrub, "BATCH_BYTES", PART)
     monkeypatch.setattr(scrub_read, "_RUN_BYTES", 256 << 10)
     with World(tmp_path / "world") as made:
-        set_up(made)
-        made.settings.path.write_text(made.settings.path.read_text() + '[scrub]\nlimit = "0"\n')
-        made.settings = reading.load(made.settings.path)
-        made.restart()
-        made.set_sharing(west="private")
+        scrub_unlimited(made)
         made.path("k").parent.mkdir(exist_ok=True)
         with made.path("k").open("wb") as file:
             file.write(CONTENT[: 2 << 20])
