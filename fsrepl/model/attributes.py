@@ -181,7 +181,7 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
             attrs=own(others) if others else {},
             tags=tags(others) if others else {},
             deliveries=_decode_deliveries(raw[DELIVERIES]) if DELIVERIES in raw else {},
-            edited=json_text.loads(raw[EDITED]) if EDITED in raw else {},
+            edited=_decode_edited(raw[EDITED]) if EDITED in raw else {},
             shortfall=_decode_shortfall(raw[SHORTFALL]) if SHORTFALL in raw else NO_SHORTFALL,
             taken=raw[TAKEN].decode() if TAKEN in raw else "",
             link=_decode_link(raw[LINK]) if LINK in raw else None,
@@ -285,18 +285,54 @@ def _decode_delivery(d: dict[str, Any] | str) -> DeliveryRecord:
         status, _, rule = d.partition(" ")
         return DeliveryRecord(rule, Status(status))
     return DeliveryRecord(
-        d["rule"],
+        _text(d["rule"]),
         Status(d["status"]),
-        d.get("reason", ""),
-        d.get("storage_class", ""),
-        d.get("owner", ""),
-        d.get("batch", ""),
+        _text(d.get("reason", "")),
+        _text(d.get("storage_class", "")),
+        _text(d.get("owner", "")),
+        _text(d.get("batch", "")),
         Tracking(d.get("tracking", "")),
-        clock.within(int(d.get("since_ns", 0))),
+        clock.within(_number(d.get("since_ns", 0))),
         "edit" in d,
-        int(d["crossed_bytes"]) if "crossed_bytes" in d else None,
+        _number(d["crossed_bytes"], 0, 1 << 63) if "crossed_bytes" in d else None,
         _decode_delivery(d["before"]) if "before" in d else None,
     )
+
+
+def _decode_edited(data: bytes) -> dict[str, str]:
+    """The stamps of edits: see metadata.stamp_of."""
+    stamps: dict[str, str] = json_text.loads(data)
+    for stamp in stamps.values():
+        int(stamp.partition(" ")[0])
+    return stamps
+
+
+# -- values of a record that somebody else may have written: of a wrong type they would be noticed much later
+
+
+def _text(said: object) -> str:
+    if not isinstance(said, str):
+        raise ValueError(f"{said!r} is no text")
+    return said
+
+
+def _number(said: object, least: int = -(1 << 127), end: int = 1 << 127) -> int:
+    if type(said) is not int or not least <= said < end:
+        raise ValueError(f"{said!r} is no such number")
+    return said
+
+
+def posix_of(
+    mode: object, uid: object, gid: object, mtime_ns: object, acl: bytes | None = None, default: bytes | None = None
+) -> Posix:
+    """Metadata of an inode. Raises ValueError for values that no inode has: system calls raise OverflowError."""
+    return Posix(
+        _number(mode, 0, 1 << 32), _number(uid, -1, 1 << 32), _number(gid, -1, 1 << 32),
+        _number(mtime_ns, -_TIME_END_NS, _TIME_END_NS), acl, default,
+    )  # fmt: skip
+
+
+_TIME_END_NS = (1 << 63) * 1_000_000_000
 
 
 def did_not_fit(raw: Mapping[str, bytes]) -> bool:
@@ -318,7 +354,8 @@ def _encode_shortfall(shortfall: Shortfall) -> bytes:
 
 def _decode_shortfall(data: bytes) -> Shortfall:
     said = json_text.loads(data)
-    return Shortfall(_posix_of(said["posix"]) if "posix" in said else None, frozenset(said.get("lacks", ())))
+    lacks = frozenset(map(_text, said.get("lacks", ())))
+    return Shortfall(_decode_posix_object(said["posix"]) if "posix" in said else None, lacks)
 
 
 def _encode_place(place: Place, size: int) -> bytes:
@@ -336,7 +373,8 @@ def _decode_place(data: bytes) -> tuple[Place, int]:
     if not _TOKEN.fullmatch(said["token"]):  # it names a file
         raise ValueError(f"{said['token']!r} names no file of a tier")
     until_ns = clock.within(clock.parse(said["until"])) if "until" in said else 0
-    return Place(str(said["tier"]), said["token"], Form(said.get("form", "")), until_ns), int(said["size"])
+    size = _number(said["size"], 0, 1 << 63)
+    return Place(_text(said["tier"]), said["token"], Form(said.get("form", "")), until_ns), size
 
 
 def _decode_link(data: bytes) -> tuple[bytes, str]:
@@ -363,11 +401,11 @@ _PLAIN_POSIX = re.compile(
 def _decode_posix(data: bytes) -> Posix:
     if plain := _PLAIN_POSIX.fullmatch(data):  # parsing takes four times as long
         mode, uid, gid, sign, mtime_ns = plain.groups()
-        return Posix(int(mode, 8), int(uid), int(gid), int(sign + mtime_ns))
-    return _posix_of(json_text.loads(data))
+        return posix_of(int(mode, 8), int(uid), int(gid), int(sign + mtime_ns))
+    return _decode_posix_object(json_text.loads(data))
 
 
-def _posix_of(said: Mapping[str, Any]) -> Posix:
+def _decode_posix_object(said: Mapping[str, Any]) -> Posix:
     mode = int(said["mode"], 8) if isinstance(said["mode"], str) else said["mode"]
     acl, default = (base64.b64decode(said[name]) if name in said else None for name in ("acl", "default_acl"))
-    return Posix(mode, said["uid"], said["gid"], said["mtime_ns"], acl, default)
+    return posix_of(mode, said["uid"], said["gid"], said["mtime_ns"], acl, default)

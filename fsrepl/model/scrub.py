@@ -153,12 +153,21 @@ def decode(text: str) -> Scrub:
         current = None
         if "current" in said:
             began_ns, size, last, *counts = said["current"]
+            began_ns, size, checked, read, damaged, *asked = _numbers([began_ns, size, *counts])
             inside = (_decoded(said["inside"][0]), int(said["inside"][1])) if "inside" in said else None
             last = _decoded(last) if last is not None else None
-            current = replace(Pass(began_ns, size, last, *counts), inside=inside)
-        return Scrub(current, Result(*said["result"]) if "result" in said else None, bool(said["paused"]))
+            current = Pass(began_ns, size, last, checked, read, damaged, any(asked), inside)
+        return Scrub(current, Result(*_numbers(said["result"])) if "result" in said else None, bool(said["paused"]))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return Scrub()
+
+
+def _numbers(said: list[object]) -> list[int]:
+    """Times and counts. Raises ValueError for anything else."""
+    found = [each for each in said if isinstance(each, int) and 0 <= each < 1 << 63]
+    if len(found) < len(list(said)):
+        raise ValueError(f"{said!r} are not times and counts")
+    return found
 
 
 def _encoded(at: Position) -> list[object]:

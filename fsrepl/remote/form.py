@@ -31,7 +31,7 @@ from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, clock, digests, keys
 from fsrepl.model.attributes import decode_sidecar, encode_sidecar
 from fsrepl.model.metadata import TAGS
-from fsrepl.model.version import Kind, Posix, Version, recorded_mode
+from fsrepl.model.version import Kind, Version, recorded_mode
 
 _OURS = "fsrepl-"
 _ID, _MADE, _DIGEST, _ORIGIN = "fsrepl-version-id", "fsrepl-last-modified", "fsrepl-blake3", "fsrepl-origin"
@@ -129,10 +129,15 @@ def _other_fields(replica: Version) -> dict[str, bytes]:
 def content_type_of(metadata: Mapping[str, str]) -> str:
     """The Content-Type of an object with this metadata; empty for a file, and where another program made the object."""
     try:
-        mode = int(metadata.get("mode", ""), 8)
+        mode = _mode(metadata.get("mode", ""))
     except ValueError:
         return ""
     return _CONTENT_TYPES.get(stat.S_IFMT(mode), "")
+
+
+def _mode(text: str) -> int:
+    """Raises ValueError, also for a number that no mode is."""
+    return attributes.posix_of(int(text, 8), 0, 0, 0).mode
 
 
 def _size(metadata: Mapping[str, str]) -> int:
@@ -196,8 +201,8 @@ def version_of(
         }
         if storage_class and storage_class != "STANDARD":
             fields[attributes.STORAGE_CLASS] = storage_class.encode()
-        posix = Posix(
-            recorded_mode(int(metadata.get("mode", "100644"), 8)),
+        posix = attributes.posix_of(
+            recorded_mode(_mode(metadata.get("mode", "100644"))),
             int(metadata.get("uid", "-1")),
             int(metadata.get("gid", "-1")),
             _nanoseconds(metadata["mtime"]) if "mtime" in metadata else identity.created_ns,

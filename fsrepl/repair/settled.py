@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from fsrepl.model import keys
+from fsrepl.model import json_text, keys
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import read_intents
 from fsrepl.storage.journal.database import Journal
@@ -55,7 +55,7 @@ def before_ns(bucket: OpenBucket, journal: Journal) -> int:
     if not (text := journal.settled(bucket.address)):
         return 0
     try:
-        noted_ns, apart_ns, mark_ns = map(int, json.loads(text))
+        noted_ns, apart_ns, mark_ns = map(int, json_text.loads(text))
         is_same = bucket.fs.stat(bucket.meta, _MARK).st_ctime_ns == mark_ns
     except (FileNotFoundError, ValueError, TypeError):
         return 0

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable, Mapping, Set
 from typing import Any, TypeVar
 
-from msgspec import Struct, field
+from msgspec import Struct, convert, field
 
 from fsrepl.errors import Disowned, DocumentInvalid, Refused, reason
 from fsrepl.model.lifecycle import Lifecycle
@@ -131,4 +131,4 @@ def _parse_identity(identity: dict[str, Any]) -> Identity:
 
 
 def _parse_since(document: dict[str, Any]) -> dict[str, RuleSince]:
-    return {rule: RuleSince(d["content"], d["ctime_ns"], d["since"]) for rule, d in document.items()}
+    return convert(document, dict[str, RuleSince])

@@ -8,7 +8,6 @@ them as `fsrepl events -f` does.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -18,6 +17,7 @@ from types import TracebackType
 import msgspec
 
 from fsrepl.errors import Refused, Usage, reason
+from fsrepl.model import json_text
 from fsrepl.s3.events import Record, record_id
 from fsrepl.storage.fs import Fs
 
@@ -36,7 +36,7 @@ def id_of(line: bytes) -> str:
 def is_whole(line: bytes) -> bool:
     """Whether a line is complete: a power cut or a full disk may have left only part of it."""
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(json_text.loads(line), dict)
     except ValueError:
         return False
 

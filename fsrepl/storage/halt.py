@@ -51,8 +51,8 @@ def read(fs: Fs, meta: int) -> Halt | None:
         if found is None:
             return None
         deleted, keys = found["deleted"], found["keys"]
-        if not (isinstance(deleted, int) and isinstance(keys, int)):
-            raise ValueError("not numbers")
+        if not (isinstance(deleted, int) and isinstance(keys, int) and 0 <= deleted < 1 << 63 and 0 <= keys < 1 << 63):
+            raise ValueError("not numbers of keys")
         return Halt(clock.parse(str(found["since"])), deleted, keys)
     except (ValueError, KeyError):
         return Halt(0, 0, 0)

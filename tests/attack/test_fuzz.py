@@ -1,7 +1,7 @@
 """Bytes that somebody else wrote, in any state of damage, are read or refused, and never end a loop.
 
 Hypothesis damages what is valid: bytes are cut, doubled and changed, and in JSON any value is replaced by any other.
-FSREPL_LONG=1 tries a hundred times as many.
+FSREPL_LONG=1 tries a hundred times as many. fuzz.py does the same led by coverage, for as long as it is told.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsrepl.daemon import request_json, requests
-from fsrepl.errors import FsreplError
-from fsrepl.model import attributes, blockmap, clock, keys, record_form, scrub
-from fsrepl.model.version import DeliveryRecord, Origin, Posix, Status, Version
-from fsrepl.s3 import arn, lifecycle, replication, roles
-from fsrepl.settings import reading
+from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.model import attributes, record_form
+from tests.attack.formats import FORMATS, LIFECYCLE, POSIX, RAW, STORED, WHOLE_RECORD
+from tests.attack.fuzz import exchange
 from tests.world import DESTINATION, SOURCE, World
 
 TIMES = 100 if os.environ.get("FSREPL_LONG") else 1
-
-POSIX = Posix(0o644, 1000, 1000, 1_800_000_000_000_000_000)
-VERSION = Version(
-    b"d/k", "01K9ZZZZZZZZZZZZZZZZZZZZZZ", 1_800_000_000_000_000_000, False, 3, bytes(32), Origin.REPLICA, "east/src",
-    posix=POSIX, attrs={"user.colour": b"blue"}, tags={"class": "x"},
-    deliveries={"west/dst": DeliveryRecord("rule", Status.PENDING, since_ns=1)}, edited={"posix": "12 east/src"},
-)  # fmt: skip
-ROLE = {
-    "RoleName": "r",
-    "AssumeRolePolicyDocument": {
-        "Version": "2012-10-17",
-        "Statement": [{"Effect": "Allow", "Principal": {"Service": "s3.amazonaws.com"}, "Action": "sts:AssumeRole"}],
-    },
-    "Policy": {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ["s3:*"], "Resource": "*"}]},
-}
-RULES = {
-    "Role": "arn:aws:iam::000000000000:role/service-role/r",
-    "Rules": [
-        {
-            "ID": "a", "Priority": 1, "Status": "Enabled", "DeleteMarkerReplication": {"Status": "Disabled"},
-            "Filter": {"And": {"Prefix": "p", "Tags": [{"Key": "k", "Value": "v"}]}},
-            "Destination": {"Bucket": "arn:aws:s3:west::dst", "StorageClass": "GLACIER"},
-        }
-    ],
-}  # fmt: skip
-LIFECYCLE = {
-    "Rules": [
-        {
-            "ID": "a", "Status": "Enabled", "Filter": {"ObjectSizeGreaterThan": 1}, "Expiration": {"Days": 3},
-            "NoncurrentVersionTransitions": [{"NoncurrentDays": 30, "StorageClass": "STANDARD_IA"}],
-        }
-    ]
-}  # fmt: skip
-SETTINGS = (
-    '[regions.east]\npath = "east"\n[capture]\nsettle_ms = 50\nkeep_free = "5%"\n[replication]\nlimit = "1MiB/s"\n'
-)
 
 JSON = st.recursive(
     st.none()
@@ -139,90 +102,74 @@ def _changed(draw: st.DrawFn, document: Any, paths: st.SearchStrategy[tuple[Any,
     return copy
 
 
-def _records(raw: dict[str, bytes]) -> object:
-    return attributes.decode(b"d/k", keys.StoredName(b"k", VERSION.id, False, False), record_form.read(raw), POSIX, 3)
-
-
-def _replication(document: object) -> object:
-    return replication.read_replication(document, source=SOURCE, named=lambda name: [])
-
-
-RAW = record_form.on_file(attributes.encode(VERSION))
-
-BYTES: dict[str, tuple[bytes, Callable[[bytes], object], tuple[type[Exception], ...]]] = {
-    "settings": (SETTINGS.encode(), lambda data: reading.parse(data.decode(), Path("/s/fsrepl.toml")), (UnicodeError,)),
-    "request": (request_json.encode(requests.Retry()), request_json.decode, ()),
-    "sidecar": (attributes.encode_sidecar(RAW), lambda data: _records(attributes.decode_sidecar(data)), ()),
-    "map": (b"fsrepl blocks 1\n{}\n" + bytes(64), blockmap.decode, ()),
-    "name": (b"a b;01K9ZZZZZZZZZZZZZZZZZZZZZZ;meta.json", keys.parse, ()),
-    "displaced": (b"d%2Fk.01K9ZZZZ", keys.displaced_key, ()),
-    "time": (b"2026-11-24T01:53:51.5Z", lambda data: clock.parse(data.decode()), (ValueError,)),
-    "role": (b"arn:aws:iam::000000000000:role/r", lambda data: arn.parse_role_arn(data.decode()), (UnicodeError,)),
-    "bucket": (
-        b"arn:aws:s3:west::dst",
-        lambda data: arn.parse_bucket_arn(data.decode(), lambda name: []),
-        (UnicodeError,),
-    ),
-    "scrub": (
-        scrub.encode(scrub.Scrub()).encode(), lambda data: scrub.decode(data.decode()), (UnicodeError,)
-    ),
-    **{
-        name: (value, lambda data, name=name: _records({**RAW, name: data}), ())  # type: ignore[misc]
-        for name, value in RAW.items()
-    },
-}  # fmt: skip
-
-DOCUMENTS: dict[str, tuple[Any, Callable[[Any], object]]] = {
-    "replication": (RULES, _replication),
-    "lifecycle": (LIFECYCLE, lifecycle.read_lifecycle),
-    "role": (ROLE, lambda document: roles.parse_role(document, "r")),
-    "versioning": ({"Status": "Enabled"}, replication.parse_versioning),
-    "request": (
-        json.loads(request_json.encode(requests.Retry())),
-        lambda document: request_json.decode(json.dumps(document).encode()),
-    ),
-    "record": (
-        json.loads(RAW[record_form.RECORD]),
-        lambda document: _records({**RAW, record_form.RECORD: json.dumps(document).encode()}),
-    ),
-    "sidecar": (
-        json.loads(attributes.encode_sidecar(RAW)),
-        lambda document: _records(attributes.decode_sidecar(json.dumps(document).encode())),
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", BYTES)
+@pytest.mark.parametrize("what", FORMATS)
 def test_damaged_bytes_are_read_or_refused(what: str) -> None:
-    """Settings, control frames, records, sidecars, names: one of our own errors, or the errors that are documented."""
-    whole, parse, allowed = BYTES[what]
+    """Settings, frames, records, sidecars, names: one of our own errors, or the errors that are documented."""
+    tried = FORMATS[what]
+    tried.read(tried.whole)
 
     @settings(max_examples=100 * TIMES)
-    @given(damaged(whole) | st.binary(max_size=40))
+    @given(damaged(tried.whole) | st.binary(max_size=40))
     def read(data: bytes) -> None:
-        try:
-            parse(data)
-        except (FsreplError, *allowed):
-            pass
+        with contextlib.suppress(FsreplError, *tried.allowed):
+            tried.read(data)
 
     read()
-    with contextlib.suppress(FsreplError, *allowed):
-        parse(NESTED)
+    with contextlib.suppress(FsreplError, *tried.allowed):
+        tried.read(NESTED)
 
 
-@pytest.mark.parametrize("what", DOCUMENTS)
+@pytest.mark.parametrize("what", [what for what, tried in FORMATS.items() if tried.is_json])
 def test_documents_with_any_value_in_any_place_are_read_or_refused(what: str) -> None:
-    """S3's documents, roles, requests and records."""
-    whole, parse = DOCUMENTS[what]
-    parse(whole)
+    """S3's documents, roles, requests, records and metadata of objects."""
+    tried = FORMATS[what]
 
     @settings(max_examples=200 * TIMES)
-    @given(changed(whole))
+    @given(changed(json.loads(tried.whole)))
     def read(document: Any) -> None:
-        with contextlib.suppress(FsreplError):
-            parse(document)
+        with contextlib.suppress(FsreplError, *tried.allowed):
+            tried.read(json.dumps(document).encode())
 
     read()
+
+
+def test_an_exchange_of_values_changes_a_document() -> None:
+    """The fuzzer's own changes: each kind of them is made, and the result is JSON again."""
+    before = json.loads(json.dumps(WHOLE_RECORD))
+    after = [exchange(json.loads(json.dumps(before)), random.Random(seed)) for seed in range(60)]
+    assert sum(json.loads(json.dumps(each)) != before for each in after) > 50
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '{"west/dst":{"rule":"r","status":"PENDING","since_ns":1e999}}',
+        '{"west/dst":{"rule":"r","status":"PENDING","since_ns":NaN}}',
+        '{"west/dst":{"rule":[],"status":"PENDING"}}',
+        '{"west/dst":{"rule":"r","status":"PENDING","crossed_bytes":-1}}',
+    ],
+)
+def test_a_delivery_with_values_of_another_kind_is_damage(value: str) -> None:
+    """Where files are linked their owner can set these attributes; nobody handles an OverflowError or a TypeError."""
+    raw = record_form.read({**RAW, attributes.DELIVERIES: value.encode()})
+    with pytest.raises(StoreDamaged):
+        attributes.decode(b"d/k", STORED, raw, POSIX, 3)
+
+
+@pytest.mark.parametrize(
+    "posix",
+    [
+        {"mode": [], "uid": 0, "gid": 0, "mtime_ns": 0},
+        {"mode": "0644", "uid": 1 << 40, "gid": 0, "mtime_ns": 0},
+        {"mode": "0644", "uid": 0, "gid": "0", "mtime_ns": 0},
+        {"mode": "0644", "uid": 0, "gid": 0, "mtime_ns": 1 << 200},
+    ],
+)
+def test_metadata_that_no_inode_has_is_damage(posix: object) -> None:
+    """chown and utime would raise OverflowError, when the version is delivered."""
+    record = json.dumps(WHOLE_RECORD | {"posix": posix}).encode()
+    with pytest.raises(StoreDamaged):
+        attributes.decode(b"d/k", STORED, record_form.read({record_form.RECORD: record}), POSIX, 3)
 
 
 @pytest.mark.slow

@@ -184,11 +184,12 @@ def test_a_halt_survives_restart_and_loss_of_the_journal(memory: Path, without_j
         assert world.ids(SOURCE) == world.ids(DESTINATION)
 
 
-def test_a_damaged_halt_document_still_halts(memory: Path) -> None:
+@pytest.mark.parametrize("text", ["nonsense", '{"since": "x"}', f'{{"deleted": {10**400}, "keys": 1, "since": "x"}}'])
+def test_a_damaged_halt_document_still_halts(memory: Path, text: str) -> None:
     with World(memory) as world:
         fill(world)
         wipe(world)
-        world.path(".fsrepl/halt.json").write_text("nonsense")
+        world.path(".fsrepl/halt.json").write_text(text.replace('"x"', '"2026-11-24T01:53:51Z"'))
         world.restart()
         world.settle()
         assert len(world.tree(DESTINATION)) == NUMBER

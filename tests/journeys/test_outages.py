@@ -86,6 +86,7 @@ def test_a_wait_says_that_the_daemon_ended(site: Site) -> None:
         ("bucket.json", b"\xff"),
         ("bucket.json", b'{"uuid": "another"}'),
         ("rules.json", b'{"rule": {}}'),
+        ("rules.json", b'{"rule": {"content": "x", "ctime_ns": "1", "since": "x"}}'),
     ],
 )
 def test_a_document_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes) -> None:

@@ -115,7 +115,9 @@ def test_a_removed_or_emptied_file(tmp_path: Path) -> None:
         assert numbers(reader) == [6]
 
 
-@pytest.mark.parametrize("torn", [b"{", b'{"n":9,"responseElements":{"x-amz-request-id":"0000000000000009"}'])
+@pytest.mark.parametrize(
+    "torn", [b"{", b'{"n":9,"responseElements":{"x-amz-request-id":"0000000000000009"}', b"[" * 100_000]
+)
 def test_half_a_line_after_a_power_cut_is_skipped(tmp_path: Path, torn: bytes) -> None:
     """G7: half a line is no event: readers skip it, and the event is written when it comes again."""
     (tmp_path / "events.jsonl").write_bytes(torn)
