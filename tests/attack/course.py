@@ -244,7 +244,7 @@ class _Attack:
                 self.history.contents[digest] = min(since_s, self.history.contents.get(digest, since_s))
             self.history.copied |= user.ledger.copied
         if plan.sharing == "link" or plan.suspend:
-            self.history.overwritten = {digest for each in users for digest in each.ledger.overwritten}
+            self.history.overwritten = {digest for each in users for digest, _ in each.ledger.overwritten}
         since_s = time.monotonic()
         self._restore_rules()
         self._come_to_rest("running on")
@@ -280,7 +280,10 @@ class _Attack:
         for bucket in sorted(self.disabled):
             self._enable(bucket)
         statuses = [word for status in ("NONE", "FAILED", "COMPLETED", "REPLICA") for word in ("--status", status)]
-        for bucket in self.plan.destinations:  # also what is there already, since its metadata may have been edited
+        # Also what is there already, since its metadata may have been edited. An edit travels to the replicas of the
+        # bucket that made the version, and from there to replicas of these: what came that way, while a rule was
+        # disabled, has it after a second round.
+        for bucket in [*self.plan.destinations] * (len(self.plan.buckets) - 1):
             self.site.run("wait", "--timeout", REST_DEADLINE_S, timeout_s=2 * REST_DEADLINE_S)
             done = self.site.run("replication", "backfill", bucket, *statuses, "--wait", timeout_s=REST_DEADLINE_S)
             if done.code:
@@ -310,12 +313,12 @@ class _Attack:
                 return
             time.sleep(0.2)
 
-    def _verify(self, overwritten: Mapping[str, Mapping[str, set[str]]]) -> set[tuple[str, str, str]]:
+    def _verify(self, overwritten: Mapping[str, Mapping[tuple[str, int], set[str]]]) -> set[tuple[str, str, str]]:
         """Differences that are forbidden, and the stored versions that are destroyed, by bucket, key and version.
 
         overwritten: see Ledger, by bucket. With `sharing = "link"` a destroyed version is fetched from where it is
-        whole, unless it was written into through a name that is not its key's, and that was gone before anybody looked:
-        only reading all content finds that.
+        whole, unless its file was written into through a name that is not its key's, and that was gone before anybody
+        looked: only reading all content finds that.
         """
         destroyed: dict[tuple[str, str, str], dict[str, Any]] = {}
         others: dict[tuple[str, str, str], str] = {}
@@ -330,12 +333,13 @@ class _Attack:
         listing = self.stores.read(self.plan.buckets, again=True)
         there = {(bucket, v.key, v.id): v for bucket, versions in listing.items() for v in versions if v.is_whole}
         digests = {(b, v.key, v.id): v.digest for b, versions in listing.items() for v in versions}
+        inos = {(b, v.key, v.id): v.ino for b, versions in listing.items() for v in versions}
         self._judge_others(others, digests)
         for bucket, key, version in sorted(destroyed):
             digest = digests.get((bucket, key, version), "")
             whole = [other for other in self.plan.buckets if (other, key, version) in there]
             line = f"destroyed: {bucket}/{key} version {version} {digest[:12]}"
-            names = overwritten.get(bucket, {}).get(digest, set())
+            names = overwritten.get(bucket, {}).get((digest, inos.get((bucket, key, version), 0)), set())
             is_unseen = bool(names) and key not in names
             if self.plan.sharing != "link" or (whole and not is_unseen) or digest not in self.history.overwritten:
                 why = f"{whole[0]} has it whole" if whole else "nobody overwrote it in place"

@@ -27,7 +27,7 @@ class Listed:
     """A version or marker as a store has it.
 
     is_whole: the stored content matches digest. completed: destinations to which it is COMPLETED by its own record.
-    is_unread: its record is lost, or cannot be read, so that its name alone is known.
+    is_unread: its record is lost, or cannot be read, so that its name alone is known. ino: of the stored file.
     """
 
     key: str
@@ -39,6 +39,7 @@ class Listed:
     is_whole: bool = True
     completed: frozenset[str] = frozenset()
     is_unread: bool = False
+    ino: int = 0
 
     @property
     def order(self) -> tuple[int, str]:

@@ -45,9 +45,9 @@ class Ledger:
 
     bucket: str
     rests: list[Rest] = field(default_factory=list)
-    overwritten: dict[str, set[str]] = field(default_factory=dict)
-    """Digests of bytes that were overwritten in place (the file stayed, and its bytes went), and the keys that were
-    names of the file just before or after."""
+    overwritten: dict[tuple[str, int], set[str]] = field(default_factory=dict)
+    """Bytes that were overwritten in place (the file stayed, and its bytes went): their digest and the file's inode
+    number, and the keys that were names of the file just before or after."""
     contents: dict[str, float] = field(default_factory=dict)
     """The digest of all bytes that a file had, also those that a look came too late for; and since when, at most."""
     copied: set[str] = field(default_factory=set)
@@ -64,7 +64,7 @@ class Ledger:
         for key, file in tree.items():
             digest, names = was.get(file.ino, (file.digest, set()))
             if digest != file.digest:
-                self.overwritten.setdefault(digest, set()).update(names, {key})
+                self.overwrites(digest, file.ino, *names, key)
         for key, (file, since_s) in self._now.items():
             if tree.get(key) != file:
                 self.rests.append(Rest(self.bucket, key, file, since_s, now_s))
@@ -72,6 +72,10 @@ class Ledger:
             key: self._now[key] if key in self._now and self._now[key][0] == file else (file, now_s)
             for key, file in tree.items()
         }
+
+    def overwrites(self, digest: str, ino: int, *names: str) -> None:
+        """Record that these bytes of a file are overwritten in place, or are about to be."""
+        self.overwritten.setdefault((digest, ino), set()).update(names)
 
     def made(self, digest: str, since_s: float) -> None:
         """Record bytes that a file has, or will have; they did not exist before since_s."""

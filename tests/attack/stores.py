@@ -48,7 +48,7 @@ class Stores:
                 key = keys.join(path, stored.name)
                 try:
                     version = versions.read_stored(bucket, fd, key, stored, name)
-                    yield self._listed(bucket, versions.ensure_whole(version))
+                    yield self._listed(bucket, versions.ensure_whole(version), bucket.fs.stat(fd, name).st_ino)
                 except StoreDamaged:
                     last = self._last.get((bucket.address, os.fsdecode(key), stored.id))
                     if last is None and bucket.bucket.sharing != "link":
@@ -56,7 +56,7 @@ class Stores:
                     last = last or Listed(os.fsdecode(key), stored.id, 0, "", "", stored.marker, is_unread=True)
                     yield replace(last, is_whole=False)
 
-    def _listed(self, bucket: OpenBucket, version: Version) -> Listed:
+    def _listed(self, bucket: OpenBucket, version: Version, ino: int) -> Listed:
         completed = (other for other, each in version.deliveries.items() if each.status is Status.COMPLETED)
         maker = version.source if version.origin is Origin.REPLICA else bucket.address
         return Listed(
@@ -68,6 +68,7 @@ class Stores:
             version.marker,
             self._is_whole(bucket, version),
             frozenset(completed),
+            ino=ino,
         )
 
     def _is_whole(self, bucket: OpenBucket, version: Version) -> bool:

@@ -124,13 +124,23 @@ class Users:
         return path
 
     @contextlib.contextmanager
-    def _open(self, path: Path, flags: int = 0) -> Iterator[int]:
-        """A file opened for writing in place. What it holds in the end is recorded, whatever became of its name."""
+    def _open(self, path: Path, flags: int = 0, *, empties: bool = False) -> Iterator[int]:
+        """A file opened for writing in place. What it holds in the end is recorded, whatever became of its name.
+
+        So are the bytes that it held: since the last look at the tree the daemon may have shown another version there.
+        empties: truncate it first, as O_TRUNC does.
+        """
         self._since_s = time.monotonic()
         fd = os.open(path, os.O_RDWR | flags, 0o644)
         try:
+            found = os.fstat(fd)
+            before = _digest(os.pread(fd, found.st_size, 0))
+            if empties:
+                os.ftruncate(fd, 0)
             yield fd
             self._wrote(fd)
+            if path.is_relative_to(self.top) and before != _digest(os.pread(fd, os.fstat(fd).st_size, 0)):
+                self.ledger.overwrites(before, found.st_ino, str(path.relative_to(self.top)))
         finally:
             os.close(fd)
 
@@ -141,13 +151,13 @@ class Users:
 
     def write(self) -> None:
         """Write in place; the file is truncated first, as by `>`."""
-        with self._open(self._make_room(self._any()), os.O_CREAT | os.O_TRUNC) as fd:
+        with self._open(self._make_room(self._any()), os.O_CREAT, empties=True) as fd:
             os.write(fd, self._data())
 
     def put(self) -> None:
         """Write beside the bucket, and rename into place."""
         aside = self.aside / "put"
-        with self._open(aside, os.O_CREAT | os.O_TRUNC) as fd:
+        with self._open(aside, os.O_CREAT, empties=True) as fd:
             os.write(fd, self._data())
         aside.rename(self._make_room(self._any()))
 

@@ -55,4 +55,4 @@ def test_the_ledger_knows_what_rested_and_what_was_overwritten_in_place() -> Non
         ledger.saw(tree, at_s)
     found = {rest.file.digest: (rest.since_s, rest.until_s) for rest in ledger.close(5.0)}
     assert found == {"one": (0.0, 2.0), "other": (2.0, 3.0), "replaced": (3.0, 5.0)}
-    assert ledger.overwritten == {"one": {"k"}}
+    assert ledger.overwritten == {("one", 1): {"k"}}
