@@ -26,6 +26,7 @@ from fsrepl.model.version import Origin, Version, Versioning
 from fsrepl.model.view import View
 from fsrepl.region import halting
 from fsrepl.region.bucket_state import BucketState
+from fsrepl.replicate import in_stager
 from fsrepl.storage import copying, publishing, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, intend
@@ -34,6 +35,8 @@ from fsrepl.views import following, link_groups, shared_record, show, stage, sta
 
 _BATCH = 512
 _BATCH_BYTES = 256 << 20
+_STAGING_S = 2.0
+"""The time that the stager has for a part of a batch. What is left then is staged here."""
 FIRST = 20
 """How many keys a preview names."""
 
@@ -132,8 +135,7 @@ def _next(region: Worker, bucket: OpenBucket, prefix: bytes, since_ns: int, afte
 
 def _wanted(region: Worker, bucket: OpenBucket, key: bytes, marker_id: str, known: Object) -> _Wanted | None:
     """The version to bring back; None where no user deleted the key. Raises FsreplError where there is none."""
-    marker = versions.read(bucket, key, marker_id, marker=True)
-    if marker is None or marker.origin is not Origin.USER:
+    if not _is_users(bucket, key, marker_id, known):
         return None
     for version_id, _, is_marker in region.engine.journal.versions.versions_of(bucket.address, key):
         if not is_marker and (version := versions.read(bucket, key, version_id, marker=False)) is not None:
@@ -141,15 +143,27 @@ def _wanted(region: Worker, bucket: OpenBucket, key: bytes, marker_id: str, know
     raise Refused("NoSuchVersion", f"{keys.shown(key)} has no version left")
 
 
+def _is_users(bucket: OpenBucket, key: bytes, marker_id: str, known: Object) -> bool:
+    """Whether a user made a marker. Raises FsreplError."""
+    with contextlib.suppress(OSError):
+        glance = versions.glance_at(bucket, key, marker_id, known.created_ns, marker=True, asks_lock=False)
+        if glance is not None:
+            return glance.origin == Origin.USER
+    marker = versions.read(bucket, key, marker_id, marker=True)
+    return marker is not None and marker.origin is Origin.USER
+
+
 def _restore(
     region: Worker, state: BucketState, bucket: OpenBucket, wanted: list[_Wanted]
 ) -> tuple[int, list[tuple[bytes, str]]]:
     """Make a batch current again; the number, and the keys that could not be, with the reason."""
-    staged: list[_Staged] = []
     left: list[tuple[bytes, str]] = []
     names = FileNames(region.engine.journal, bucket, [each.version for each in wanted])
+    staged = _stage_together(region, state, bucket, wanted, names)
+    done = {each.wanted.key for each in staged}
+    others = [each for each in wanted if each.key not in done]
     try:
-        for each in sorted(wanted, key=lambda each: each.version.link is not None):  # the first name of a file first
+        for each in sorted(others, key=lambda each: each.version.link is not None):  # the first name of a file first
             try:
                 staged.append(_stage(region, state, bucket, each, names))
                 names.came_back(each.version, staged[-1].stored.version)
@@ -173,6 +187,35 @@ def _restore(
         why = f"not everything in {bucket.address} was brought back: {reason(error)}"
         raise Unavailable(f"{why}; give the command again") from error
     return len(staged), left
+
+
+def _stage_together(
+    region: Worker, state: BucketState, bucket: OpenBucket, wanted: list[_Wanted], names: FileNames
+) -> list[_Staged]:
+    """Have the stager stage small files, if they are so many that it is worth it; those that it has staged."""
+    stager = region.engine.stager
+    if stager is None or not stager.is_wanted(len(wanted)):
+        return []
+    stager.tidy(bucket)
+    orders: list[tuple[list[_Wanted], in_stager.Staging]] = []
+    for at in range(0, len(wanted), in_stager.CHUNK):
+        given: list[_Wanted] = []
+        new: list[Version] = []
+        for each in wanted[at : at + in_stager.CHUNK]:
+            if each.version.place is not None or not in_stager.takes(each.version):
+                continue
+            version = as_new_version(state, each.version, region.engine.site.now(), each.known, names)
+            if version.link is None and not sharing.is_linked(bucket, version.posix):
+                given.append(each)
+                new.append(version)
+        contents = [each.version.id for each in given]
+        orders.append((given, in_stager.Staging(stager, bucket, bucket, new, _STAGING_S, contents)))
+    return [
+        _Staged(each, staged.stored, staged.view)
+        for given, staging in orders
+        for each, staged in zip(given, staging.result(), strict=False)
+        if staged is not None
+    ]
 
 
 def _stage(region: Worker, state: BucketState, bucket: OpenBucket, wanted: _Wanted, names: FileNames) -> _Staged:

@@ -239,13 +239,13 @@ def _text(value: bytes) -> object:
 # -- read
 
 
-def usual_digest(data: bytes, version_id: str, created_ns: int) -> bytes | None:
-    """The BLAKE3 in the record of most versions, empty for a marker; None for a record of another form, or of another
-    version or time."""
+def glance(data: bytes, version_id: str, created_ns: int) -> tuple[bytes, str] | None:
+    """The BLAKE3, empty for a marker, and the origin in the record of most versions; None for a record of another
+    form, or of another version or time."""
     usual = _USUAL.fullmatch(data)
     if usual is None or usual[1] != version_id.encode() or usual[3] != clock.stamp(created_ns).encode():
         return None
-    return bytes.fromhex(usual[2].decode()) if usual[2] else b""
+    return bytes.fromhex(usual[2].decode()) if usual[2] else b"", usual[4].decode()
 
 
 def read(found: Mapping[str, bytes]) -> dict[str, bytes]:

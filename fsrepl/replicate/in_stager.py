@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import msgspec
 from msgspec import Struct
@@ -30,11 +31,16 @@ STAGE, RECORD = "stage replicas", "record outcomes"
 
 
 class Stage(Struct, frozen=True, array_like=True):
-    """To stage replicas, within_s; the rest is left to the daemon. links_views: see sharing."""
+    """To stage replicas, within_s; the rest is left to the daemon. links_views: see sharing.
+
+    contents: where versions of the bucket come back as new ones, the ids of those whose content they get, in the same
+    order; else empty.
+    """
 
     replicas: list[Version]
     links_views: bool
     within_s: float
+    contents: list[str]
 
 
 class Staged(Struct, frozen=True, array_like=True):
@@ -92,10 +98,11 @@ class Staging:
     """Replicas that the stager stages."""
 
     def __init__(
-        self, stager: Stager, source: OpenBucket, destination: OpenBucket, replicas: Sequence[Version], within_s: float
-    ) -> None:
+        self, stager: Stager, source: OpenBucket, destination: OpenBucket, replicas: Sequence[Version], within_s: float,
+        contents: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self._replicas = replicas
-        order = Stage(list(replicas), sharing.links_views(destination), within_s)
+        order = Stage(list(replicas), sharing.links_views(destination), within_s, list(contents))
         self._pending = stager.begin(STAGE, order, [destination, source], len(replicas))
 
     def result(self) -> list[StagedReplica | None]:
@@ -143,22 +150,20 @@ def carry_out_stage(order: bytes, buckets: Sequence[OpenBucket], held: Contents)
     wanted, (destination, source) = _orders.decode(order), buckets
     until_s = time.monotonic() + wanted.within_s
     answer: list[Staged | None] = []
-    for replica in wanted.replicas:
+    for replica, content_id in zip_longest(wanted.replicas, wanted.contents):
         if answer and time.monotonic() > until_s:
             break
-        answer.append(_stage(source, destination, replica, held.get(replica.digest), links_views=wanted.links_views))
+        content = StoredContent(
+            source, replace(replica, id=content_id) if content_id else replica, None, held.get(replica.digest)
+        )
+        answer.append(_stage(content, destination, replica, links_views=wanted.links_views))
     return msgspec.msgpack.encode(answer)
 
 
-def _stage(
-    source: OpenBucket, destination: OpenBucket, replica: Version, data: bytes | None, *, links_views: bool
-) -> Staged | None:
+def _stage(content: StoredContent, destination: OpenBucket, replica: Version, *, links_views: bool) -> Staged | None:
     linked = links_views and sharing.may_be_view(replica.posix)
     try:
-        with (
-            NewFile(destination, replica, linked=linked) as draft,
-            StoredContent(source, replica, None, data) as content,
-        ):
+        with NewFile(destination, replica, linked=linked) as draft, content:
             staged = transfer.stage_content(content, draft, None)
     except Exception:  # the daemon tries again, and deals with what it meets
         return None

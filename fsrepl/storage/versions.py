@@ -363,9 +363,11 @@ def look_at(
 
 
 class Glance(NamedTuple):
-    """The BLAKE3 of a version, empty for a marker, and whether it may not be removed (chattr +i)."""
+    """The BLAKE3 of a version, empty for a marker, its origin as the record has it, and whether it may not be removed
+    (chattr +i)."""
 
     digest: bytes
+    origin: str
     is_locked: bool
 
 
@@ -379,10 +381,10 @@ def glance_at(
     fd = records.open_file(bucket, *bucket.stored_file(key, version_id, marker=marker))
     try:
         said = bucket.fs.attribute(fd, attributes.RECORD)
-        digest = None if said is None else record_form.usual_digest(said, version_id, created_ns)
-        if digest is None or marker == bool(digest):
+        found = None if said is None else record_form.glance(said, version_id, created_ns)
+        if found is None or marker == bool(found[0]):
             return None
-        return Glance(digest, asks_lock and bucket.fs.is_locked(fd))
+        return Glance(*found, asks_lock and bucket.fs.is_locked(fd))
     finally:
         bucket.fs.close(fd)
 

@@ -20,8 +20,10 @@ from fsrepl.model import clock
 from fsrepl.model.version import Origin, Status
 from fsrepl.region import brake, deletions, halting, withheld
 from fsrepl.region.change_queue import GONE, ChangeQueue
+from fsrepl.replicate import in_stager
 from fsrepl.storage import halt
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
+from tests.stagers import StagerHere
 from tests.tree_deeds import differences
 from tests.world import DESTINATION, SOURCE, World, at, v1, worlds
 
@@ -236,6 +238,29 @@ def test_undelete_goes_on_batch_after_batch(memory: Path, monkeypatch: pytest.Mo
         answer = undelete(world)
         assert (answer["Restored"], answer["Halted"]) == (NUMBER, False)
         assert world.tree(SOURCE) == before
+
+
+@pytest.mark.parametrize("refuses", [set(), {in_stager.STAGE}], ids=["stages", "refuses"])
+def test_undelete_has_many_files_staged_by_the_stager(memory: Path, refuses: set[str]) -> None:
+    """2,000 files a second: copies are made beside the region's thread. A damaged one is named."""
+    with World(memory) as world:
+        fill(world, 40)
+        before = world.tree(SOURCE)
+        wipe(world)
+        damaged = next(world.path(".fsrepl/versions/d").glob("7;*[!d]"))
+        damaged.write_bytes(b"CONTENT OF 7")
+        world.engine.stager = stager = StagerHere(world.engine.fs)
+        stager.refuses = refuses
+        answer = undelete(world)
+        assert answer["Restored"] == 39
+        assert [(left["Key"], "BLAKE3" in left["Why"]) for left in answer["Left"]] == [("d/7", True)]
+        assert ((in_stager.STAGE, 40) in stager.done) == (not refuses)
+        world.settle()
+        assert world.tree(DESTINATION) == before  # the one deletion that is left is held
+        del before["d/7"]
+        assert world.tree(SOURCE) == before
+        assert os.stat(world.path("d/1")).st_mode & 0o777 == 0o640
+        assert world.leftovers(SOURCE) == []
 
 
 class _Counting(UnsyncedFs):
