@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from fsrepl.capture import apply, copy, expect, in_stager, look, rewritten
+from fsrepl.capture import apply, copy, expect, in_stager, look, own_changes, rewritten
 from fsrepl.capture.apply import NewVersion
 from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_S, CopyInBackground
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
@@ -19,7 +19,7 @@ from fsrepl.model.version import NULL, Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.region import delivery_queue, halting, limits
 from fsrepl.region.bucket_state import BucketState, Damaged
-from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, GONE, Change
+from fsrepl.region.change_queue import ARRIVED, FOUND, GONE, Change
 from fsrepl.region.recent import Written
 from fsrepl.region.region import Region
 from fsrepl.storage import staging, versions
@@ -39,8 +39,6 @@ LOGGED = (1, 10)
 """Numbers of failed tries in a row that are logged: the first, and the one after some minutes."""
 _ALIKE_MAX = 16
 """The number of stored versions of a large file's size that are searched for its content, as after a rename."""
-_GLANCES = 64
-"""Number of keys between two looks at the clock."""
 _BATCH_BYTES = 16 << 20
 """Limit of the content held in memory, to be sent without another read."""
 _VERSION_ID = operator.attrgetter("version.id")
@@ -67,7 +65,7 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         changes = _with_directories(region, state, changes)
     objects = region.engine.journal.versions.look_up(bucket.address, [change.key for change in changes])
     until_s = time.monotonic() + STEP_S
-    if not (changes := _without_own(region, state, bucket, changes, objects, until_s)):
+    if not (changes := own_changes.without_own(region, state, bucket, changes, objects, until_s)):
         state.captures.singly = False
         return []
     chunks = [changes]
@@ -154,49 +152,6 @@ def _apply_singly(
     except Exception as error:
         _defer_after(region, state, change, error)
         return None
-
-
-def _without_own(
-    region: Region, state: BucketState, bucket: OpenBucket, changes: Sequence[Change],
-    objects: Mapping[bytes, Object], until_s: float,
-) -> list[Change]:  # fmt: skip
-    """The changes that are to be looked at, and those that no time was left for.
-
-    Most others tell of what the daemon did itself, which makes events too: of labels that it wrote and views that it
-    made, which are as recorded, and of views that it removed, as of replicas and expired objects, and of which nothing
-    was heard since. A key for which something else is to be done is among the changes.
-    """
-    now, views = state.captures, state.views
-    queues = now.deferred, views.stale, now.copying, views.unapplied, now.set_aside, now.faults, now.unreadable
-    waits = [each for each in queues if each]  # mostly none
-    left: list[Change] = []
-    for number, change in enumerate(changes):
-        if number % _GLANCES == _GLANCES - 1 and time.monotonic() > until_s:
-            return [*left, *changes[number:]]
-        _, key, flags, _, _ = change
-        known = objects.get(key)
-        if (
-            known is None
-            or flags & (CLOSED | FOUND)
-            or (flags & GONE and (flags != GONE or not known.marker or known.view is not None))
-            or (waits and any(key in each for each in waits))
-            or not (flags & GONE or _is_as_recorded(bucket, key, known))
-        ):
-            left.append(change)
-        elif flags & GONE:
-            state.note_skipped(key, there=False)
-            stale.retry_blocked(region, state)
-    return left
-
-
-def _is_as_recorded(bucket: OpenBucket, key: bytes, known: Object) -> bool:
-    """Whether the file or directory of a key is as recorded."""
-    if known.view is None or known.view.is_link:
-        return False
-    try:
-        return look.is_unchanged(known, bucket.view_status(key))
-    except OSError:
-        return False
 
 
 def _with_directories(region: Region, state: BucketState, changes: Sequence[Change]) -> list[Change]:
