@@ -16,6 +16,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -32,6 +33,13 @@ log = logging.getLogger("fsrepl")
 
 
 _numbers = itertools.count()
+
+
+class OpenFile(NamedTuple):
+    """A descriptor, and the status of its file a moment ago."""
+
+    fd: int
+    found: os.stat_result
 
 
 # -- reading a file
@@ -239,18 +247,18 @@ def make_private(bucket: OpenBucket, version: Version) -> None:
             _make_private(file, seen)
 
 
-def make_left_private(bucket: OpenBucket, key: bytes, version_id: str, view: int = -1) -> Version | None:
+def make_left_private(bucket: OpenBucket, key: bytes, version_id: str, view: OpenFile | None = None) -> Version | None:
     """Make the stored file of a removed view private, with one look at its record.
 
-    view: a descriptor of the view, which is mostly that file, or -1.
+    view: the view, which is mostly that file, if it is still open.
     The result is the version, if its record is stored where only the daemon writes, so that it is still the same.
     None if others could have written the record since, if it is lost, or if the file has another name.
     Raises OSError, StoreDamaged.
     """
     at, name = bucket.stored_file(key, version_id)
-    found = bucket.fs.stat_fd(view) if view >= 0 else None
-    is_view = found is not None and os.path.samestat(found, bucket.fs.stat(at, name))
-    fd = view if is_view else open_file(bucket, at, name)
+    found = bucket.fs.stat(at, name) if view is not None else None
+    is_view = view is not None and found is not None and os.path.samestat(view.found, found)
+    fd = view.fd if view is not None and is_view else open_file(bucket, at, name)
     try:
         file = record_homes.File(bucket, key, fd, at, name, found if found and is_view else bucket.fs.stat_fd(fd))
         if file.found.st_nlink > 1:

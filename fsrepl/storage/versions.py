@@ -148,10 +148,10 @@ def write_record(bucket: OpenBucket, version: Version, *, applied: bool = False)
     records.amend(bucket, version, applied=applied)
 
 
-def make_private(bucket: OpenBucket, key: bytes, version_id: str, view: int = -1) -> Version | None:
+def make_private(
+    bucket: OpenBucket, key: bytes, version_id: str, view: records.OpenFile | None = None
+) -> Version | None:
     """Make a version's file private after its view was removed, where possible: see records.make_left_private.
-
-    view: a descriptor of the removed view, or -1.
 
     No other user reaches the file in any case, since .fsrepl is private to the daemon.
     """

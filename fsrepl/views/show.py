@@ -59,6 +59,7 @@ class UserChanged(Struct, frozen=True):
 
 
 ShowResult = Shown | NotShown | UserChanged
+_WRITTEN = "a program has the file open for writing"
 _UNREACHED = NotShown("rename does not reach it, as in another subvolume, and writers cannot be detected there")
 
 
@@ -133,6 +134,8 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
         return show_directory(bucket, version, expected)
     if kind is not Kind.FILE and not bucket.bucket.trees:
         return _needs_trees(bucket, version)
+    if version.marker and expected is not None and (outcome := remove(bucket, version.key, expected)) is not None:
+        return outcome
     if expected is None and not version.marker:
         made = _make(bucket, version, staged)  # at once: mostly the place is free, and the call fails where it is not
         if made is not None:
@@ -153,6 +156,24 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
         case Answer.REPLACE:
             assert expected is not None
             return _replace(bucket, version, expected, staged)
+
+
+def remove(bucket: OpenBucket, key: bytes, expected: View) -> ShowResult | None:
+    """Remove the view of a file, if it is there as recorded; None where it is not, or cannot be opened: nothing is
+    changed then. The directory that it was in is left by the caller. Raises OSError."""
+    directory, name = keys.split(key)
+    fd = -1 if expected.is_link else _open(bucket, directory, name)
+    if fd < 0:
+        return None
+    try:
+        file = records.OpenFile(fd, bucket.fs.stat_fd(fd))
+        if not bucket.fs.is_regular(file.found) or not expected.is_like(file.found):
+            return None
+        if bucket.fs.is_written(fd):
+            return NotShown(_WRITTEN)
+        return take_out(bucket, key, expected, file)
+    finally:
+        bucket.fs.close(fd)
 
 
 def removed(bucket: OpenBucket, key: bytes, expected: View | None) -> Shown:
@@ -192,13 +213,14 @@ def _replace(bucket: OpenBucket, version: Version, expected: View, staged: bytes
     """Take out a view that is as recorded, and put the version's file there; none for a marker."""
     directory, name = keys.split(version.key)
     at = bucket.views.get(directory)
-    fd = _open(bucket, at, name)
+    fd = _open(bucket, directory, name)
     try:
         if bucket.fs.is_written(fd) if fd >= 0 else is_written(bucket, at, name):
-            return NotShown("a program has the file open for writing")
+            return NotShown(_WRITTEN)
+        file = records.OpenFile(fd, bucket.fs.stat_fd(fd)) if fd >= 0 else None
         if version.marker:
-            return take_out(bucket, version.key, expected, fd)
-        return _exchange(bucket, at, directory, name, version, expected, staged, fd)
+            return take_out(bucket, version.key, expected, file)
+        return _exchange(bucket, at, directory, name, version, expected, staged, file)
     finally:
         if fd >= 0:
             bucket.fs.close(fd)
@@ -208,10 +230,10 @@ def _conflict(bucket: OpenBucket, key: bytes) -> NotShown:
     return NotShown(obstacles.describe(bucket, key) or "something was in the way", conflict=True)
 
 
-def _open(bucket: OpenBucket, at: int, name: bytes) -> int:
+def _open(bucket: OpenBucket, directory: bytes, name: bytes) -> int:
     """A view opened before it is taken out, so that it need not be opened again; -1 where it cannot be opened."""
     try:
-        return bucket.fs.open_read(at, name)
+        return bucket.fs.open_read(bucket.views.get(directory), name)
     except OSError:
         return -1
 
@@ -276,10 +298,12 @@ def _drop_staged(bucket: OpenBucket, staged: bytes) -> None:
             staging.unstage(bucket, staged)
 
 
-def take_out(bucket: OpenBucket, key: bytes, expected: View, opened: int = -1) -> ShowResult:
+def take_out(
+    bucket: OpenBucket, key: bytes, expected: View, opened: records.OpenFile | None = None
+) -> ShowResult:  # fmt: skip
     """Remove a view that was as recorded and without writers a moment ago, and leave the directory that it was in.
 
-    Where that is not so any more, it is put back. opened: its descriptor, if it is open. Raises OSError.
+    Where that is not so any more, it is put back. opened: the file, if it is open. Raises OSError.
     """
     directory, name = keys.split(key)
     at = bucket.views.get(directory)
@@ -303,7 +327,7 @@ def take_out(bucket: OpenBucket, key: bytes, expected: View, opened: int = -1) -
 
 def _exchange(
     bucket: OpenBucket, at: int, directory: bytes, name: bytes, version: Version, expected: View, staged: bytes,
-    opened: int,
+    opened: records.OpenFile | None,
 ) -> ShowResult:  # fmt: skip
     where, aside = bucket.displaced, keys.displaced_name(staging.token(), version.key)
     if staged:
@@ -348,7 +372,7 @@ def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) ->
 
 
 def _let_go(
-    bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View, opened: int
+    bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View, opened: records.OpenFile | None
 ) -> tuple[str, Version | None] | None:
     """Remove the file taken out of a view, if it is as recorded and has no writer; else None.
 
@@ -357,16 +381,16 @@ def _let_go(
 
     Where writers cannot be detected, the file stays in .fsrepl/displaced for a while: displaced.py checks whether it
     changed. In a user's directory it is removed: there the absence of writers was known a moment before.
-    opened: a descriptor of the file that was in its place just before, or -1.
+    opened: the file that was in its place just before, if it is open.
     """
     if expected.is_link and _holds_unrecorded(bucket, where, aside, key):
         return None
     written, found = None, None
-    if opened >= 0:
+    if opened is not None:
         # in this order: what a writer that is gone by then has written shows in the status
-        written, found = bucket.fs.is_written(opened), bucket.fs.stat(where, aside)
-        if not os.path.samestat(found, bucket.fs.stat_fd(opened)):  # replaced in that moment
-            opened, found = -1, None
+        written, found = bucket.fs.is_written(opened.fd), bucket.fs.stat(where, aside)
+        if not os.path.samestat(found, opened.found):  # replaced in that moment
+            opened, found = None, None
     if found is None:
         written, looks = _look_at(bucket, where, aside)
         found = looks or bucket.fs.stat(where, aside)

@@ -93,7 +93,7 @@ LIMITS = {
         "read_all": 1.1, "read_at": 1, "set_mtime": 1, "queries": 0.3, "changed rows": 7.1, "written": 2.4,
     },
     "moved": {
-        "set_attribute": 13.1, "stat_fd": 12.3, "close": 10.5, "stat": 11.1, "open_read": 5.1, "create": 4.1,
+        "set_attribute": 13.1, "stat_fd": 10.5, "close": 9.6, "stat": 10.1, "open_read": 5.1, "create": 4.1,
         "write": 2.1, "is_written": 4, "attribute_names": 3.1, "rename": 4, "attribute": 4.2, "acl": 1.1, "link": 1,
         "chmod": 2.1, "rename_new": 1.1, "unlink": 1.2, "queries": 0.3, "changed rows": 13.2, "written": 2.8,
     },
@@ -104,7 +104,7 @@ LIMITS = {
         "open_root": 0.3, "queries": 1.3, "changed rows": 6.1, "written": 0.2,
     },
     "removed": {
-        "set_attribute": 4.1, "stat_fd": 5.2, "close": 5.4, "stat": 9.1, "open_read": 2.1, "create": 2.1, "write": 0.1,
+        "set_attribute": 4.1, "stat_fd": 3.4, "close": 4.6, "stat": 8.1, "open_read": 2.1, "create": 2.1, "write": 0.1,
         "is_written": 2, "attribute_names": 1.1, "rename": 2, "attribute": 2.2, "chmod": 1.1, "rename_new": 1.1,
         "unlink": 1.2, "queries": 0.3, "changed rows": 6.1, "written": 0.2,
     },
