@@ -49,7 +49,8 @@ log = logging.getLogger("fsrepl")
 
 
 class NewVersion(Struct):
-    """A version of this batch. taken is None for a marker. staged has no name yet where the stager has the content."""
+    """A version of this batch. taken is None for a marker. staged has no name yet where the stager has the content, and
+    that of a marker until its batch is published."""
 
     change: Change
     known: Object | None
@@ -386,7 +387,7 @@ def _in_effect(
 def _marker(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object) -> NewVersion:
     in_effect = _in_effect(region, state, change, lambda: _changed_ns(bucket, keys.split(change.key)[0]))
     version = new_marker(region, bucket, change.key, known, in_effect=in_effect)
-    return NewVersion(change, known, version, None, versions.stage_marker(bucket, version))
+    return NewVersion(change, known, version, None, versions.Staged(version, b"", False))
 
 
 def _changed_ns(bucket: OpenBucket, directory: bytes) -> int:

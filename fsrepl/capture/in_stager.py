@@ -1,7 +1,7 @@
 """Captures in the stager: it reads changed files, and stages those that became versions. See region/stager.py.
 
-It reads small files alone, and keeps their contents until they are staged. What it saw of any other key, and every
-error, is left to the daemon, which looks at that key itself.
+It reads small files alone, and keeps their contents until they are staged. It stages markers too. What it saw of any
+other key, and every error, is left to the daemon, which looks at that key itself.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Answer = tuple[copy.Taken, Times] | None
 
 
 class Stage(Struct, frozen=True, array_like=True):
-    """To stage versions whose contents were just read."""
+    """To stage versions whose contents were just read, and markers."""
 
     versions: list[Version]
 
@@ -147,25 +147,29 @@ def _plain(state: BucketState, changes: Sequence[Change], objects: Mapping[bytes
 
 
 class Staging:
-    """Versions that are staged by the stager, which has their contents."""
+    """Versions that are staged by the stager: those whose contents it has, and markers, where they are many."""
 
     def __init__(self, region: Region, bucket: OpenBucket, batch: Sequence[NewVersion]) -> None:
         self._batch = batch
+        self._pending: Pending | None = None
         stager = region.engine.stager
-        order = Stage([each.version for each in batch])
-        self._pending = stager.begin(STAGE, order, [bucket], len(batch)) if stager is not None and batch else None
+        if stager is None or not batch:
+            return
+        if stager.is_wanted(len(batch)) or any(each.taken is not None for each in batch):
+            order = Stage([each.version for each in batch])
+            self._pending = stager.begin(STAGE, order, [bucket], len(batch))
 
     def result(self) -> tuple[list[NewVersion], list[NewVersion]]:
-        """Versions that are staged, and those that are not; waits for them."""
+        """Versions that are staged, or are markers, which the daemon can stage too; and those whose contents are lost.
+        Waits for them."""
         answer = self._pending.result() if self._pending is not None else None
         names = _names.decode(answer) if answer is not None else [None] * len(self._batch)
-        staged, left = [], []
+        staged: list[NewVersion] = []
+        left: list[NewVersion] = []
         for each, name in zip(self._batch, names, strict=True):
-            if name is None:
-                left.append(each)
-            else:
+            if name is not None:
                 each.staged = versions.Staged(each.version, *name)
-                staged.append(each)
+            (staged if name is not None or each.taken is None else left).append(each)
         return staged, left
 
 
@@ -230,10 +234,10 @@ def carry_out_stage(order: bytes, buckets: Sequence[OpenBucket], held: Contents)
 
 def _stage(bucket: OpenBucket, version: Version, held: Contents) -> tuple[bytes, bool] | None:
     data = held.get(version.digest)
-    if data is None:
+    if data is None and not version.marker:
         return None
     try:
-        staged = copy.stage_content(bucket, version, data)
+        staged = versions.stage_marker(bucket, version) if data is None else copy.stage_content(bucket, version, data)
     except Exception:  # the daemon tries again, and deals with what it meets
         return None
     return staged.name, staged.sidecar

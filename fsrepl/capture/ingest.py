@@ -73,11 +73,9 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         stager.tidy(bucket)
         chunks = [changes[at : at + in_stager.CHUNK] for at in range(0, len(changes), in_stager.CHUNK)]
     reading = in_stager.Reading(region, state, bucket, chunks[0], objects, STEP_S)
-    if not reading.is_begun:
-        chunks = [changes]  # they share their syncs
     left: list[Change] = []
     staged: list[NewVersion] = []
-    staging = in_stager.Staging(region, bucket, [])
+    stagings: list[in_stager.Staging] = []
     for number, chunk in enumerate(chunks):
         if number and time.monotonic() > until_s:
             left += chunk
@@ -85,13 +83,16 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         batch, late = _take_chunk(region, state, bucket, chunk, objects, reading.result(), until_s)
         left += late
         # The stager gets its next orders before the versions of the former chunk are published: it works meanwhile.
-        unstaged = [new for new in batch if not new.staged.name]
-        next_staging = in_stager.Staging(region, bucket, unstaged)
+        staging = in_stager.Staging(region, bucket, [new for new in batch if not new.staged.name])
+        was_read = reading.is_begun
         if number + 1 < len(chunks):
             reading = in_stager.Reading(region, state, bucket, chunks[number + 1], objects, STEP_S)
-        _publish_staged(region, state, bucket, staged, staging)
-        staged, staging = [new for new in batch if new.staged.name], next_staging
-    _publish_staged(region, state, bucket, staged, staging)
+        if was_read:  # what the daemon has looked at by itself shares its syncs
+            _publish_staged(region, state, bucket, staged, stagings)
+            staged, stagings = [], []
+        staged += [new for new in batch if new.staged.name]
+        stagings.append(staging)
+    _publish_staged(region, state, bucket, staged, stagings)
     state.captures.singly &= bool(left)
     return left
 
@@ -132,15 +133,19 @@ def _take_chunk(
 
 
 def _publish_staged(
-    region: Region, state: BucketState, bucket: OpenBucket, batch: Sequence[NewVersion], staging: in_stager.Staging
-) -> None:
+    region: Region, state: BucketState, bucket: OpenBucket, batch: Sequence[NewVersion],
+    stagings: Sequence[in_stager.Staging],
+) -> None:  # fmt: skip
     """Publish staged versions, and those that the stager has staged; those that it did not stage are inspected
     again."""
-    staged, left = staging.result()
-    for each in left:
-        region.defer(state, each.change, AGAIN_AT_LEAST_S, "its content was not staged")
-    if batch or staged:
-        publish(region, state, bucket, sorted([*batch, *staged], key=_VERSION_ID))
+    ready = list(batch)
+    for each in stagings:
+        staged, left = each.result()
+        ready += staged
+        for new in left:
+            region.defer(state, new.change, AGAIN_AT_LEAST_S, "its content was not staged")
+    if ready:
+        publish(region, state, bucket, sorted(ready, key=_VERSION_ID))
 
 
 def _apply_singly(
@@ -327,9 +332,10 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
     """Make a batch durable, then visible in the store, then recorded; the versions that were. The changes of the others
     are deferred.
 
-    New keys precede markers: a rename is no gap.
+    New keys precede markers: a rename is no gap. Markers are staged first, where the stager has not staged them.
     """
     engine, tmp = region.engine, bucket.tmp
+    batch = [new for new in batch if new.staged.name or _stage_marker(region, state, bucket, new)]
     try:
         engine.syncer.staged(bucket, [(tmp, new.staged.name) for new in batch])
     except OSError as error:
@@ -381,6 +387,16 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
     )
     engine.notify()
     return published
+
+
+def _stage_marker(region: Region, state: BucketState, bucket: OpenBucket, new: NewVersion) -> bool:
+    """Stage a marker; whether it is staged. Its change is deferred where it is not."""
+    try:
+        new.staged = versions.stage_marker(bucket, new.version)
+    except Exception as error:
+        _defer_after(region, state, new.change, error)
+        return False
+    return True
 
 
 def _written(new: NewVersion) -> Written:

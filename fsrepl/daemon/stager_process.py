@@ -26,6 +26,7 @@ ORDERS: Mapping[str, Callable[[bytes, Sequence[OpenBucket], Contents], bytes]] =
     captures.READ: captures.carry_out_read,
     captures.STAGE: captures.carry_out_stage,
     replicas.STAGE: replicas.carry_out_stage,
+    replicas.REMOVE: replicas.carry_out_remove,
     replicas.RECORD: replicas.carry_out_record,
 }
 

@@ -1,10 +1,11 @@
 """The stager: a child process that works on files while the daemon decides, so that two processors are used.
 
-It gets orders for many files at once: to read and copy changed files, to write staged ones, and to record on stored
-versions and their views what was delivered. An order is a value that needs none of the daemon's state. The stager
-decides nothing, and changes nothing but .fsrepl/tmp and the attributes that an order names. The daemon itself does all
-that the stager did not do, so that a stager that cannot be started, ends or hangs makes work slower, and no more: what
-both have done is as if it was done once.
+It gets orders for many files at once: to read and copy changed files, to write staged ones, to remove views for
+markers, and to record on stored versions and their views what was delivered. An order is a value that needs none of the
+daemon's state. The stager decides nothing, and changes nothing but .fsrepl/tmp and the attributes and views that an
+order names; an intent names these views too, and is durable by then. The daemon itself does all that the stager did
+not do, so that a stager that cannot be started, ends or hangs makes work slower, and no more: what both have done is as
+if it was done once.
 
 Each order comes with descriptors of the buckets that it is about, which the stager closes before it answers. So it
 holds none while it is idle. It is started for the first large batch, and ends after _IDLE_S without an order, or with

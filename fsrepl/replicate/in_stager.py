@@ -1,8 +1,10 @@
-"""Deliveries in the stager: it writes, reads back and compares replicas, and records outcomes. See region/stager.py.
+"""Deliveries in the stager: it writes, reads back and compares replicas, removes views, and records outcomes. See
+region/stager.py.
 
-It takes small files alone, from bucket to bucket of this machine. Their contents are mostly in its memory, since it has
-just read them for their capture; else it reads the stored versions. Every error is left to the daemon, which stages
-that replica, or records that outcome, itself.
+It takes small files and markers alone, from bucket to bucket of this machine. Contents are mostly in its memory, since
+it has just read them for their capture; else it reads the stored versions. It removes views for markers alone, under an
+intent, and where they are as recorded. Every error is left to the daemon, which stages that replica, shows that
+marker, or records that outcome, itself.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fsrepl.model import keys
 from fsrepl.model.version import Kind, Shortfall, Version
 from fsrepl.model.view import View
 from fsrepl.region.recent import Contents
@@ -25,9 +28,9 @@ from fsrepl.replicate.sending import StoredContent
 from fsrepl.storage import records, sharing, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.hashing import SMALL_BYTES
-from fsrepl.views import view_attributes
+from fsrepl.views import show, view_attributes
 
-STAGE, RECORD = "stage replicas", "record outcomes"
+STAGE, REMOVE, RECORD = "stage replicas", "remove views", "record outcomes"
 
 
 class Stage(Struct, frozen=True, array_like=True):
@@ -50,6 +53,19 @@ class Staged(Struct, frozen=True, array_like=True):
     sidecar: bool
     view: bytes
     shortfall: Shortfall | None
+
+
+class Remove(Struct, frozen=True, array_like=True):
+    """To remove the views of files, by key, as they are recorded."""
+
+    views: list[tuple[bytes, View]]
+
+
+class Removed(Struct, frozen=True, array_like=True):
+    """A view that is gone. left, record: see show.Shown."""
+
+    left: str
+    record: Version | None
 
 
 class Settled(Struct, frozen=True, array_like=True):
@@ -80,9 +96,8 @@ class Recorded(Struct, frozen=True, array_like=True):
 
 def takes(replica: Version) -> bool:
     """Whether a replica is for the stager."""
-    return (
-        not replica.marker
-        and replica.size < SMALL_BYTES
+    return replica.marker or (
+        replica.size < SMALL_BYTES
         and replica.kind is Kind.FILE
         and replica.place is None
         and replica.link is None
@@ -123,6 +138,30 @@ def _replica(replica: Version, staged: Staged) -> StagedReplica:
     return StagedReplica(versions.Staged(replica, staged.name, staged.sidecar), staged.view)
 
 
+class Removing:
+    """Views that the stager removes for markers, if they are so many that it is worth it, while the daemon removes
+    others."""
+
+    def __init__(self, stager: Stager | None, bucket: OpenBucket, views: Sequence[tuple[bytes, View]]) -> None:
+        self._views = views
+        self._pending: Pending | None = None
+        if stager is not None and stager.is_wanted(len(views)):
+            self._pending = stager.begin(REMOVE, Remove(list(views)), [bucket], len(views))
+            # to be synced; also where it is lost, since it may have removed some
+            bucket.views.changed.update(keys.split(key)[0] for key, _ in views)
+
+    def result(self) -> dict[bytes, show.Shown]:
+        """The views that it has removed, by key; waits for it."""
+        answer = self._pending.result() if self._pending is not None else None
+        if answer is None:
+            return {}
+        return {
+            key: show.Shown(None, each.left, each.record)
+            for (key, _), each in zip(self._views, _removed.decode(answer), strict=True)
+            if each is not None
+        }
+
+
 def record(stager: Stager | None, bucket: OpenBucket, settled: Sequence[Settled]) -> list[Recorded]:
     """Have outcomes recorded, if they are so many that it is worth it; for each what became of it."""
     orders: list[tuple[Sequence[Settled], Pending | None]] = []
@@ -139,6 +178,7 @@ def record(stager: Stager | None, bucket: OpenBucket, settled: Sequence[Settled]
 _SETTLED_MAX = 512
 _NOT_RECORDED = Recorded(is_recorded=False, view=None)
 _answers = msgspec.msgpack.Decoder(list[Staged | None])
+_removed = msgspec.msgpack.Decoder(list[Removed | None])
 _recorded = msgspec.msgpack.Decoder(list[Recorded])
 
 
@@ -163,6 +203,9 @@ def carry_out_stage(order: bytes, buckets: Sequence[OpenBucket], held: Contents)
 def _stage(content: StoredContent, destination: OpenBucket, replica: Version, *, links_views: bool) -> Staged | None:
     linked = links_views and sharing.may_be_view(replica.posix)
     try:
+        if replica.marker:
+            marker = versions.stage_marker(destination, replica)
+            return Staged(marker.name, marker.sidecar, b"", None)
         with NewFile(destination, replica, linked=linked) as draft, content:
             staged = transfer.stage_content(content, draft, None)
     except Exception:  # the daemon tries again, and deals with what it meets
@@ -170,6 +213,23 @@ def _stage(content: StoredContent, destination: OpenBucket, replica: Version, *,
     stored = staged.stored
     shortfall = stored.version.shortfall
     return Staged(stored.name, stored.sidecar, staged.view, None if shortfall == replica.shortfall else shortfall)
+
+
+def carry_out_remove(order: bytes, buckets: Sequence[OpenBucket], held: Contents) -> bytes:
+    """See Remove: for each view whether it is gone."""
+    (bucket,) = buckets
+    return msgspec.msgpack.encode([_remove(bucket, *each) for each in _remove_orders.decode(order).views])
+
+
+def _remove(bucket: OpenBucket, key: bytes, view: View) -> Removed | None:
+    try:
+        outcome = show.remove(bucket, key, view)
+    except Exception:  # the daemon tries again, and deals with what it meets
+        return None
+    if not isinstance(outcome, show.Shown):
+        return None
+    record = outcome.record
+    return Removed(outcome.left, record if record is not None and is_text(record.attrs, record.tags) else None)
 
 
 def carry_out_record(order: bytes, buckets: Sequence[OpenBucket], held: Contents) -> bytes:
@@ -192,4 +252,5 @@ def _record(bucket: OpenBucket, settled: Settled) -> Recorded:
 
 
 _orders = msgspec.msgpack.Decoder(Stage)
+_remove_orders = msgspec.msgpack.Decoder(Remove)
 _record_orders = msgspec.msgpack.Decoder(Record)

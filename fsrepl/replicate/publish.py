@@ -11,6 +11,7 @@ from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
+from fsrepl.replicate import in_stager
 from fsrepl.replicate.destination import Destination
 from fsrepl.replicate.draft import StagedReplica
 from fsrepl.replicate.source import Source
@@ -165,7 +166,10 @@ def _shown(
     emptied: set[bytes] = set()
     all_left: list[tuple[bytes, str, Version | None]] = []
     all_overwritten: list[overwritten.At] = []
-    for item in _in_order(items):
+    ordered = _in_order(items)
+    removing, removed = _share_of_stager(ordered, views) if links is None else {}, dict[bytes, show.Shown]()
+    order: in_stager.Removing | None = None
+    for item in ordered:
         assert item.replica is not None
         assert item.staged is not None
         key = item.replica.key
@@ -175,7 +179,13 @@ def _shown(
                 follower.before_showing(directory)
             elif is_directory:
                 _leave(bucket, emptied)
-            outcome = _show(bucket, item.replica, item.staged, views[key], links, emptied)
+            elif order is None:  # new views are there by now: a rename is no gap
+                order = in_stager.Removing(region.engine.stager, bucket, list(removing.items()))
+            if key in removing and order is not None:
+                removed, removing = order.result(), {}
+            outcome = removed.get(key) or _show(bucket, item.replica, item.staged, views[key], links, emptied)
+            if key in removed:
+                emptied.add(directory)
         except OSError as error:
             outcome = show.NotShown(reason(error))
         match outcome:
@@ -203,6 +213,17 @@ def _shown(
     if links is not None:  # a view that another one was linked to may be a file of its own since
         return links.latest_of(seen)
     return seen
+
+
+def _share_of_stager(ordered: Sequence[Item], views: Mapping[bytes, View | None]) -> dict[bytes, View]:
+    """The views of files that the stager removes for their markers, if it is there: the later half of them."""
+    found = [
+        (item.delivery.key, view)
+        for item in ordered
+        if item.delivery.marker and (view := views[item.delivery.key]) is not None
+        if not keys.is_directory(item.delivery.key)
+    ]
+    return dict(found[len(found) // 2 :])
 
 
 def _leave(bucket: OpenBucket, emptied: set[bytes]) -> None:

@@ -1,7 +1,7 @@
 """An open bucket is lent to another process of the daemon, as a descriptor and a few facts about the bucket.
 
 The borrower works in the folder that the lender has opened and verified, and needs neither the site nor its settings.
-It changes nothing but .fsrepl/tmp and attributes.
+It changes nothing but .fsrepl/tmp, attributes, and the views of an intent.
 """
 
 from __future__ import annotations
