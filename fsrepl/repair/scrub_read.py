@@ -19,6 +19,7 @@ from fsrepl.storage import blocks as maps
 from fsrepl.storage import hashing, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import Fs
+from fsrepl.storage.past_cache import PastCache
 
 _RUN_BYTES = 8 << 20
 """Adjacent blocks are read together up to this size, which no block exceeds."""
@@ -66,7 +67,7 @@ def read(bucket: OpenBucket, version: Version, fd: int, begin: int, most: int, p
 
     if not is_in_parts:
         return Read(size, size, versions.stored_digest(bucket, version, fd, counted) == version.digest)
-    found = hashing.content(bucket.fs, fd, blocks=True, progress=counted, read=hashing.PastCache(bucket.fs, fd))
+    found = hashing.content(bucket.fs, fd, blocks=True, progress=counted, read=PastCache(bucket.fs, fd))
     if found.digest == version.digest and found.blocks is not None:
         maps.write(bucket, found.blocks)
     return Read(size, size, found.digest == version.digest)
@@ -112,7 +113,7 @@ class _Reader:
 
     def __init__(self, fs: Fs, fd: int) -> None:
         self._fs, self._fd = fs, fd
-        self._read = hashing.PastCache(fs, fd)
+        self._read = PastCache(fs, fd)
         self._buffer = memoryview(mmap.mmap(-1, _RUN_BYTES + 2 * _PAGE_BYTES))  # aligned, as direct reads need
 
     def bytes_at(self, at: int, size: int) -> memoryview:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -238,7 +239,7 @@ class StoredContent:
 
     @contextlib.contextmanager
     def _warm_view(self) -> Iterator[None]:
-        """Read from the view where that is in memory, the stored file is not, and both share all their blocks.
+        """Read from the view where that is in memory, the stored file is not, and nothing tells that they differ.
 
         The first time only: what does not match then, since the view has changed meanwhile, is sent again from here.
         """
@@ -247,13 +248,19 @@ class StoredContent:
             with contextlib.suppress(OSError):
                 if is_first:
                     view = self._bucket.open_view(self._version.key)
-                    if shared_blocks.is_warmer(fs, view, self._fd) and shared_blocks.have_same(fs, view, self._fd):
+                    if self._is_like(fs.stat_fd(view)) and shared_blocks.is_warmer(fs, view, self._fd):
                         self._view = view
             yield
         finally:
             self._view = -1
             if view >= 0:
                 fs.close(view)
+
+    def _is_like(self, found: os.stat_result) -> bool:
+        """Whether a file may have the content of this version: what does not, is noticed when it is read back."""
+        posix = self._version.posix
+        is_same_time = posix is None or posix.mtime_ns == found.st_mtime_ns
+        return self._fs.is_regular(found) and found.st_size == self._version.size and is_same_time
 
     def _parts(self, draft: LargeDraft, span: Span) -> Iterator[Span]:
         """The parts of a span that differ from what the destination has in its place."""

@@ -13,15 +13,12 @@ from fsrepl.model import attributes, blockmap, digests
 from fsrepl.storage import blocks, hashing, record_homes, shared_blocks, staging
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
-from fsrepl.storage.read_back import ReadBack
+from fsrepl.storage.past_cache import PastCacheWriter
 
 _ZEROS = bytes(1 << 20)
 _COPY_BYTES = 64 << 20
 _STARTED_BYTES = 8 << 20
 """The kernel is asked to write to the disk in parts of this size: a smaller part takes it as long."""
-REPLACES_CACHED_BYTES = 128 << 20
-"""From this size on a copy replaces the version before in the page cache: other memory would be taken from what people
-use, and to find it takes longer than to copy where all is in use."""
 _RESERVED_MAX = 256
 """The most separate parts of a sparse file that are reserved in advance."""
 
@@ -101,10 +98,8 @@ def copy_large(
     to, again = staging.open_lasting(bucket, lasting)
     try:
         found = _cloned(bucket, to, fd, progress, alike, before)
-        if found is None and not again:
-            found = _copied(bucket, to, lasting, fd, progress, before)
         if found is None:
-            found = _compared(bucket, to, fd, progress)
+            found = (_compared if again else _copied)(bucket, to, fd, progress)
         bucket.fs.sync_file(to)
         bucket.fs.rename(bucket.tmp, lasting, bucket.tmp, name)
     except OSError as error:
@@ -182,48 +177,23 @@ def _open_stored(bucket: OpenBucket, at: int, name: bytes, opened: contextlib.Ex
     return fd if bucket.fs.stat_fd(fd).st_nlink == 1 else None
 
 
-def _copied(
-    bucket: OpenBucket, to: int, name: bytes, fd: int, progress: Callable[[int], None] | None, before: Before | None
-) -> hashing.Hashed | None:
-    """Copy a file, not through this process, and hash the copy meanwhile; None where the filesystem cannot.
-
-    What is hashed is the copy: the file may be written to between two reads of one place. It takes the place of the
-    version before in the page cache, which is not current any more.
-    """
+def _copied(bucket: OpenBucket, to: int, fd: int, progress: Callable[[int], None] | None) -> hashing.Hashed:
+    """Copy a file, which is hashed meanwhile: what is hashed is what is written, also where somebody writes to it."""
     fs, size = bucket.fs, bucket.fs.stat_fd(fd).st_size
     _reserve(bucket, to, fd)
-    fs.truncate(to, size)
-    with contextlib.ExitStack() as opened:
-        earlier = _replaced_in_cache(bucket, before, size, opened)
-        read_back = ReadBack(bucket, name, progress, blocks=True)
-        opened.callback(read_back.cancel)
-        try:
-            end = 0
-            while end < size:  # a hole is read back as a whole, as in every other pass: see digests.Hasher.zeros
-                start, end = fs.next_data(fd, end, size)
-                for at in range(start, end, _STARTED_BYTES):
-                    copy_part(bucket, fd, to, at, at, min(_STARTED_BYTES, end - at), share=False)
-                    read_back.follow(min(end, at + _STARTED_BYTES))
-                    if earlier is not None:
-                        fs.drop_cache(earlier, at, _STARTED_BYTES)
-            if (left := fs.stat_fd(fd).st_size) >= size:
-                return read_back.result(size)
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-            return None
-    fs.truncate(to, left)  # it was cut short meanwhile
+    fs.truncate(to, size)  # else each write makes the file longer, which takes longer
+    written = PastCacheWriter(fs, to)
+
+    def write(piece: hashing.Piece) -> None:
+        if piece.data is not None:
+            written(piece.data, piece.at)
+
+    found = hashing.content(fs, fd, blocks=True, copy=write, progress=progress)
+    if (left := fs.stat_fd(fd).st_size) >= found.size == size:
+        return found
+    fs.truncate(to, min(left, found.size))  # it was cut short meanwhile
+    fs.bypass_cache(to, on=False)
     return hashing.content(fs, to, blocks=True, progress=progress)
-
-
-def _replaced_in_cache(
-    bucket: OpenBucket, before: Before | None, size: int, opened: contextlib.ExitStack
-) -> int | None:  # fmt: skip
-    """The stored file whose place in the page cache a copy of a size takes; None for a small copy."""
-    if before is not None and size >= REPLACES_CACHED_BYTES:
-        with contextlib.suppress(OSError):
-            return _open_stored(bucket, *bucket.stored_file(before.key, before.id), opened)
-    return None
 
 
 def _compared(bucket: OpenBucket, to: int, fd: int, progress: Callable[[int], None] | None) -> hashing.Hashed:

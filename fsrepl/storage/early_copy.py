@@ -17,6 +17,9 @@ from fsrepl.storage.fs import Fs
 
 _PART_BYTES = 8 << 20
 """The bytes that are copied before it is asked whether the copy is still wanted."""
+_REPLACES_CACHED_BYTES = 128 << 20
+"""From this size on a copy replaces the version before in the page cache: other memory would be taken from what people
+use, and to find it takes longer than to copy where all is in use."""
 
 
 class EarlyCopy:
@@ -59,7 +62,7 @@ class EarlyCopy:
             while self._done < version.size and not self._stopped:
                 size = min(_PART_BYTES, version.size - self._done)
                 copying.copy_part(bucket, before, self._fd, self._done, self._done, size, share=may_share)
-                if version.size >= copying.REPLACES_CACHED_BYTES:
+                if version.size >= _REPLACES_CACHED_BYTES:
                     fs.drop_cache(before, self._done, size)  # nothing else of the delivery reads it
                 self._done += size
                 progress(self._done)

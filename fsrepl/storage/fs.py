@@ -458,8 +458,8 @@ class Fs:
                 yield found
                 at, is_last = found[0] + found[2], bool(found[3] & _EXTENT_LAST)
 
-    def read_directly(self, fd: int, *, on: bool = True) -> bool:
-        """Have an open file read from the disk, past the page cache; whether the filesystem can.
+    def bypass_cache(self, fd: int, *, on: bool = True) -> bool:
+        """Have an open file read from the disk and written to it, past the page cache; whether the filesystem can.
 
         Buffers, offsets and counts must then be multiples of a block. Source: open(2), O_DIRECT.
         """

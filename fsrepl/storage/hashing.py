@@ -23,6 +23,7 @@ from msgspec import Struct
 from fsrepl.model import blockmap, digests
 from fsrepl.model.blockmap import Block, BlockMap, Cutter
 from fsrepl.storage.fs import Fs
+from fsrepl.storage.past_cache import BLOCK_BYTES, PastCache
 
 BUFFER_BYTES = 2 << 20
 _AHEAD, _BEHIND = 3, 3
@@ -34,8 +35,6 @@ _SHARE_AWAY = 16
 """A file is in memory where the page cache has all but this part of it."""
 SMALL_BYTES = 1 << 20
 """The size limit below which content is read, hashed and copied as a whole."""
-_BLOCK_BYTES = 4096
-"""Whole blocks are read, as reading directly needs."""
 HOLE_BYTES = 16 << 20
 """The zeros of a longer hole take a while: progress is seen while they are hashed."""
 PARALLEL_BYTES = 8 << 20
@@ -129,37 +128,11 @@ def _piece(read: Read, fd: int, buffer: memoryview | None, at: int, size: int) -
     """Read one part, without a buffer a hole; None where the file ends before it."""
     if buffer is None:
         return Piece(at, size, None)
-    done, whole = 0, -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
+    done, whole = 0, -(-size // BLOCK_BYTES) * BLOCK_BYTES  # as direct reads need
     while done < size and (count := read(fd, buffer[done:whole], at + done)):
         done += count
     done = min(done, size)
     return Piece(at, done, buffer[:done]) if done else None
-
-
-class PastCache:
-    """Reads an open file without leaving it in the page cache, and without removing what others have there.
-
-    It reads directly where the filesystem can: what the cache has says nothing of the disk.
-    """
-
-    def __init__(self, fs: Fs, fd: int) -> None:
-        self._fs = fs
-        self._directly = fs.read_directly(fd)
-        fs.read_ahead_never(fd)  # else the next piece seems to have been in the cache before
-
-    def __call__(self, fd: int, buffer: memoryview, at: int) -> int:
-        if self._directly:
-            try:
-                return self._fs.read_into(fd, buffer, at)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-            self._directly = self._fs.read_directly(fd, on=False)  # a part of a block is left, or blocks are larger
-        was_cached = self._fs.is_cached(fd, at, len(buffer))
-        count = self._fs.read_into(fd, buffer, at)
-        if not was_cached:
-            self._fs.drop_cache(fd, at, len(buffer))
-        return count
 
 
 class Hashed(Struct, frozen=True):

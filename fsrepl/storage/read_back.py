@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fsrepl.storage import hashing
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.past_cache import PastCache
 
 _FOLLOWS_BYTES = 2 << 20
 """The least size of the parts in which written content is read back."""
@@ -20,28 +21,25 @@ class ReadBack:
     """A thread that reads a file of .fsrepl/tmp back and hashes it while it is written, in order, by others.
 
     on_read: called with the number of bytes read. past_cache: the file is a clone, of which the page cache has nothing
-    yet, and needs nothing. blocks: it is cut into blocks, too.
+    yet, and needs nothing.
     """
 
     def __init__(
-        self, bucket: OpenBucket, name: bytes, on_read: Callable[[int], None] | None, *, past_cache: bool = False,
-        blocks: bool = False,
-    ) -> None:  # fmt: skip
-        self._fs, self._on_read, self._blocks = bucket.fs, on_read, blocks
+        self, bucket: OpenBucket, name: bytes, on_read: Callable[[int], None] | None, *, past_cache: bool = False
+    ) -> None:
+        self._fs, self._on_read = bucket.fs, on_read
         self._fd = bucket.fs.open_read(bucket.tmp, name)  # of its own: it may be read directly, and not be written so
         self._changed = threading.Condition()
         self._final, self._complete, self._cancelled = 0, False, False
         self.position = 0
         """All before it was read back."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-read-back")
-        self._read = hashing.PastCache(self._fs, self._fd) if past_cache else None
+        self._read = PastCache(self._fs, self._fd) if past_cache else None
         self._found = self._thread.submit(self._hash)
 
     def _hash(self) -> hashing.Hashed:
         try:
-            return hashing.content(
-                self._fs, self._fd, blocks=self._blocks, progress=self._note, read=self._read, final=self._wait
-            )
+            return hashing.content(self._fs, self._fd, progress=self._note, read=self._read, final=self._wait)
         finally:
             self._fs.close(self._fd)
 

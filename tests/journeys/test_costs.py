@@ -424,10 +424,10 @@ class CountingBytes(UnsyncedFs):
 LARGE = 32 << 20
 LARGE_LIMITS = {
     "any": {"read": 2.01, "start_writing": 9, "sync_file": 10, "sync_all": 4},
-    "new": {"copied": 1, "sent": 1},
-    "changed": {"copied": 2, "sent": 0.0101, "compared": 0.7},
-    "appended": {"copied": 2.01, "sent": 0.004, "compared": 0.02},
-    "renamed": {"copied": 2.01},
+    "new": {"written": 1, "sent": 1},
+    "changed": {"written": 1, "copied": 1, "sent": 0.0101, "compared": 0.7},
+    "appended": {"written": 1.01, "copied": 1, "sent": 0.004, "compared": 0.02},
+    "renamed": {"written": 1.01, "copied": 1.01},
 }
 """Calls, and bytes a byte of content."""
 _CALLS = {"start_writing", "sync_file", "sync_all"}

@@ -18,7 +18,7 @@ from fsrepl.region.bucket_state import Phase
 from fsrepl.region.expected import Expected
 from fsrepl.region.mailbox import Expect, ExpectNoMore
 from fsrepl.replicate import early
-from fsrepl.storage import copying, early_copy, sharing
+from fsrepl.storage import copying, early_copy, hashing, sharing
 from fsrepl.storage.early_copy import EarlyCopy
 from fsrepl.storage.fs import Fs
 from tests.doubles import UnsyncedFs
@@ -32,6 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expect, "_WORTH_BYTES", 1 << 20)
     monkeypatch.setattr(early_copy, "_PART_BYTES", 256 << 10)
     monkeypatch.setattr(copying, "_STARTED_BYTES", 256 << 10)
+    monkeypatch.setattr(hashing, "BUFFER_BYTES", 256 << 10)
 
 
 @pytest.fixture
@@ -56,11 +57,14 @@ class Watching(UnsyncedFs):
         place = os.readlink(f"/proc/self/fd/{from_fd}")
         if "/dst/.fsrepl/versions/" in place:
             self.then()
-        elif "/src/" in place:
-            self.during()
         done = super().copy_within(from_fd, to_fd, from_at, to_at, count, share=share)
         self.copied += done if "/dst/.fsrepl/versions/" in place else 0
         return done
+
+    def write_at(self, fd: int, data: memoryview | bytes, at: int) -> None:
+        if "/src/.fsrepl/tmp/" in os.readlink(f"/proc/self/fd/{fd}"):
+            self.during()
+        super().write_at(fd, data, at)
 
 
 def prepared(world: World, data: bytes) -> Watching:
