@@ -407,5 +407,5 @@ def _decode_posix(data: bytes) -> Posix:
 
 def _decode_posix_object(said: Mapping[str, Any]) -> Posix:
     mode = int(said["mode"], 8) if isinstance(said["mode"], str) else said["mode"]
-    acl, default = (base64.b64decode(said[name]) if name in said else None for name in ("acl", "default_acl"))
+    acl, default = (base64.b64decode(said[name]) or None if name in said else None for name in ("acl", "default_acl"))
     return posix_of(mode, said["uid"], said["gid"], said["mtime_ns"], acl, default)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.model import attributes, record_form
@@ -154,6 +155,14 @@ def test_a_delivery_with_values_of_another_kind_is_damage(value: str) -> None:
     raw = record_form.read({**RAW, attributes.DELIVERIES: value.encode()})
     with pytest.raises(StoreDamaged):
         attributes.decode(b"d/k", STORED, raw, POSIX, 3)
+
+
+def test_an_empty_acl_is_none() -> None:
+    """No inode has it, and setxattr refuses it."""
+    posix = {"mode": "0644", "uid": 0, "gid": 0, "mtime_ns": 0, "acl": "", "default_acl": ""}
+    record = json.dumps(WHOLE_RECORD | {"posix": posix}).encode()
+    found = attributes.decode(b"d/k", STORED, record_form.read({record_form.RECORD: record}), POSIX, 3).posix
+    assert found == replace(POSIX, uid=0, gid=0, mtime_ns=0)
 
 
 @pytest.mark.parametrize(
