@@ -28,10 +28,13 @@ def main() -> int:
     parser.add_argument("--user", type=int, help="an uid to run everything as; needs root")
     parser.add_argument("--home", type=Path, help="a folder for it, kept afterwards (default: a temporary one)")
     options = parser.parse_args()
-    if options.user is not None:
+    if options.user is not None and os.getuid() != options.user:
         os.setgroups([])
         os.setgid(options.user)
         os.setuid(options.user)
+        # Begin again: a process that was another user's may not be asked for its descriptors in /proc, by which
+        # tests/program.py hands them on. Source: PR_SET_DUMPABLE in prctl(2).
+        os.execv(sys.executable, [sys.executable, "-m", "tests.attack", *sys.argv[1:]])
     home = options.home or Path(tempfile.mkdtemp(prefix="fsrepl-attack-"))
     home.mkdir(parents=True, exist_ok=True)
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(course.Plan)}
