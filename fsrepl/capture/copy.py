@@ -82,7 +82,7 @@ def take_copy(
     alike: copying.Alike | None = None, before: copying.Before | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Taken:  # fmt: skip
-    """Copy an open file. Raises SourceMoved where it changed meanwhile, or a writer opened it.
+    """Copy an open file, which is closed next. Raises SourceMoved where it changed meanwhile, or a writer opened it.
 
     same: the digest of its content, where that is known and need not be read. held_open: a program has it open for
     writing. wait_exceeded: it has been open for so long that it is copied even if it changes meanwhile.
@@ -109,7 +109,7 @@ def take_copy(
         after = bucket.fs.stat_fd(fd)
         moving = content.size != found.st_size or _times(after) != _times(found)
         replaced = content.linked and bucket.fs.stat(bucket.tmp, staged).st_ino != found.st_ino
-        came = not held_open and bucket.fs.is_written(fd) is True
+        came = not held_open and bucket.fs.is_written(fd, closed_next=True) is True
         if replaced or came or (moving and not wait_exceeded):
             raise SourceMoved("the file changed during the copy")
     except BaseException:

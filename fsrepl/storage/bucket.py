@@ -42,6 +42,7 @@ class OpenBucket:
         self.bucket, self.fs, self.fd = bucket, bucket.fs, fd
         self.address = bucket.address
         self._device: int | None = None
+        self._coarse_ns: int | None = None
         self._folders: dict[bytes, int] = {}
         self.versions = -1
         """The version store; negative in a never-versioned bucket, which has none."""
@@ -133,10 +134,12 @@ class OpenBucket:
     @property
     def coarse_ns(self) -> int:
         """The longest interval between two changes that may leave equal times on a file here."""
-        known = self.bucket.coarse
-        if known is None or known[0] != self.device:
-            known = self.bucket.coarse = (self.device, times.coarse_ns(self.fs, self.tmp))
-        return known[1]
+        if self._coarse_ns is None:
+            known = self.bucket.coarse
+            if known is None or known[0] != self.device:
+                known = self.bucket.coarse = (self.device, times.coarse_ns(self.fs, self.tmp))
+            self._coarse_ns = known[1]
+        return self._coarse_ns
 
     def view(self, found: os.stat_result, shown: str, *, racy: bool = False) -> View:
         """The state of a view just made or left; racy where later writes by its user may go unnoticed."""

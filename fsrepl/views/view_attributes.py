@@ -37,7 +37,7 @@ def label_view(bucket: OpenBucket, version: Version, view: View, *, status_only:
         # Where it is the stored file as well, the daemon's write of the record there has changed its ctime.
         if not view.is_like(before) and not (before.st_nlink > 1 and view.has_content_of(before)):
             return None
-        if before.st_nlink > 1 + versions.is_file_of(bucket, version, before):
+        if before.st_nlink > 1 and before.st_nlink > 1 + versions.is_file_of(bucket, version, before):
             return None  # another view's file as well, which cannot carry two labels
         if status_only:
             label = attributes.label(version)
@@ -145,7 +145,9 @@ def _remove_untrue(
     if found.st_nlink > 1:
         true = {*true, *attributes.RECORDS}  # it may be the stored file as well
     untrue = [name for name in names if name not in true and attributes.is_ours(name)]
+    if not untrue:
+        return False
     with contextlib.suppress(OSError):
         for attribute in untrue:
             bucket.fs.remove_attribute(fd, attribute)
-    return bool(untrue)
+    return True
