@@ -1,9 +1,11 @@
 """Measures large objects beside cp, rsync and BLAKE3 alone: `bash benchmarks/run --only large --folder DIR`.
 
-    new        a file, from its rename into place to its replica, durable and verified; beside `cp` and `sync`
+    new        a file, from its rename into place to its replica, durable and verified; beside `cp` and `sync`, and
+               beside the least that it comes to: a copy for the replica, and without reflinks one for the version, two
+               passes of BLAKE3, one for the version's digest and one to verify, all at the same time, and `sync`
     changed    1 % of its pages in place; 10 MB inserted at the front; 10 MB appended; beside rsync with its delta, and
                without reflinks beside two copies of the file, made at the same time, and `sync`: a program that keeps
-               the version before on both sides takes that
+               the version before on both sides takes that. All these copies are made past the page cache
     renamed    and copied to another key
     killed     the daemon, with kill -9 at half of a new file, and started again
     verified   with a cold page cache, beside one thread of BLAKE3 over the same files
@@ -22,6 +24,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +72,10 @@ def _measure(site: Daemon, home: Path, size: int) -> None:
     calm_s = time.monotonic() + _RESTS * ours.seconds
     _tell("new", ours, "cp, sync", cp, _crossed(site, "big"), size)
     print(f"  {'':28} {ours.seconds / whole:5.2f} x rsync -a --fsync ({whole:.2f} s)")
+    number = 1 if _has_reflinks(home) else 2
+    time.sleep(_REST_S)
+    least = _timed(lambda: _copied(home, *[file] * number, hashed=2))
+    print(f"  {'':28} {ours.seconds / least:5.2f} x copies ({number}) and hashes (2) at once, sync ({least:.2f} s)")
 
     for what, new_bytes, act in (
         ("1 % of the pages changed", size // 100, _change),
@@ -80,7 +87,7 @@ def _measure(site: Daemon, home: Path, size: int) -> None:
         peer = _timed(lambda: _synced(home, "rsync", "-a", "--inplace", "--no-whole-file", file, mirror))
         _tell(what, ours, "rsync --inplace, sync", peer, _crossed(site, "big"), new_bytes)
         if act is _change and not _has_reflinks(home):
-            copies = _timed(lambda: _copied_twice(home, file, mirror))
+            copies = _timed(lambda: _copied(home, file, mirror))
             print(f"  {'':28} {ours.seconds / copies:5.2f} x two copies, sync ({copies:.2f} s)")
 
     ours = _until(site, "renamed", lambda: file.rename(file.with_name("renamed")))
@@ -211,12 +218,20 @@ def _timed(act: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def _copied_twice(folder: Path, *files: Path) -> None:
-    """Copy files at the same time, and sync; the time to remove the copies again is small beside it."""
+def _copied(folder: Path, *files: Path, hashed: int = 0) -> None:
+    """Copy files past the page cache, which takes less than `cp`, and hash the first of them so many times, all at the
+    same time, and sync; the time to remove the copies again is small beside it."""
     copies = [folder / f"copy-{number}" for number in range(len(files))]
-    under_way = [subprocess.Popen(["cp", "--reflink=never", *pair]) for pair in zip(files, copies, strict=True)]
+    how = ["bs=2M", "oflag=direct", "conv=fsync", "status=none"]
+    under_way = [
+        subprocess.Popen(["dd", f"if={file}", f"of={copy}", *how]) for file, copy in zip(files, copies, strict=True)
+    ]
+    with ThreadPoolExecutor() as hashing:
+        passes = [hashing.submit(blake3(max_threads=1).update_mmap, files[0]) for _ in range(hashed)]
+    for each in passes:
+        each.result()
     if sum(each.wait() for each in under_way):
-        raise SystemExit("cp failed")
+        raise SystemExit("dd failed")
     _run("sync", "-f", folder)
     for copy in copies:
         copy.unlink()
