@@ -198,7 +198,7 @@ def _await(site: Daemon, objects: int | None, bucket: str, pending: int | None =
     until_s = (said_s := time.monotonic()) + _ENDS_S
     while (began_s := time.monotonic()) < until_s:
         with contextlib.closing(Journal(str(_journal(site)), read_only=True)) as journal:
-            found = journal.totals.objects(bucket)[0], journal.deliveries.count_pending(bucket, 1 << 62)
+            found = journal.totals.counts(bucket).objects, journal.deliveries.count_pending(bucket, 1 << 62)
         if objects in (None, found[0]) and pending in (None, found[1]):
             return
         if began_s > said_s + _SAYS_S:

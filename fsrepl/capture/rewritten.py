@@ -31,7 +31,7 @@ def note(region: Region, state: BucketState, bucket: OpenBucket, published: Sequ
         start = taken.data if taken.data is not None else _start_of(bucket, new.version.key, new.version.id)
         if has_high_entropy(start):
             many |= rewrites.add(new.version.key, known.id, now_s)
-    if not many or not rewrites.is_many(region.engine.journal.totals.current(bucket.address)):
+    if not many or not rewrites.is_many(region.engine.journal.totals.counts(bucket.address).objects):
         return
     number = len(rewrites.keys)
     if rewrites.is_alarming(list(_entropy_before(bucket, rewrites.sample())), now_s):

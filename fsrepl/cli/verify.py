@@ -296,7 +296,7 @@ def _name(difference: Difference) -> str:
 def _stored_bytes(found: Verification, journal: Journal | None) -> int:
     """The bytes that are stored on both sides, as far as the journal knows them."""
     buckets = [found.source, *found.destinations]
-    return sum(journal.totals.objects(bucket)[2] for bucket in buckets) if journal is not None else 0
+    return sum(journal.totals.counts(bucket).bytes for bucket in buckets) if journal is not None else 0
 
 
 @contextlib.contextmanager

@@ -247,7 +247,7 @@ def remove_bucket(engine: Engine, request: RemoveBucket) -> dict[str, object]:
                 site.fs.rename(opened.meta, b"bucket.json", opened.meta, REMOVED_IDENTITY)
                 site.fs.sync_file(opened.meta)
         known = engine.journal.totals
-        with engine.tasks.begin(str(request), known.versions(address) + known.current(address)) as task:
+        with engine.tasks.begin(str(request), known.versions(address) + known.counts(address).objects) as task:
             _empty_tiers(bucket)
             _remove_tree(bucket, task.add)
     except BucketMissing:

@@ -24,7 +24,7 @@ def run_scrub(engine: Engine, request: RunScrub) -> Document:
     now_ns, journal = engine.site.now(), engine.journal
 
     def change(address: str, found: Scrub) -> Scrub:
-        return found.asked(now_ns, journal.totals.objects(address)[2]) if request.on else found.unasked()
+        return found.asked(now_ns, journal.totals.counts(address).bytes) if request.on else found.unasked()
 
     return _change(engine, request.bucket, change)
 

@@ -67,7 +67,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         linked = _linked(opened, journal_)
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     skipped = alive.get("skipped")
-    objects, versions, size = journal_.totals.objects(address)
+    total = journal_.totals.counts(address)
     counts = journal_.deliveries.counts(address)
     trouble = bucket.trouble or alive.get("trouble", "")
     pending = _sum(counts, "PENDING")
@@ -76,10 +76,10 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         "bucket": address,
         "online": not trouble,
         "versioning": str(bucket.versioning),
-        "objects": objects,
-        "versions": versions,
-        "bytes": size,
-        "noncurrent_bytes": size - journal_.totals.current_bytes(address) if versions > objects else 0,
+        "objects": total.objects,
+        "versions": total.versions,
+        "bytes": total.bytes,
+        "noncurrent_bytes": total.bytes - total.current_bytes,
         "pending": pending.number,
         "pending_bytes": pending.bytes,
         "failed": _sum(counts, "FAILED").number,

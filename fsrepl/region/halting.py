@@ -94,7 +94,7 @@ def _decide(region: Region, state: BucketState, now_s: float) -> Decision:
     if known <= min(brake.KEYS_MIN, brake.BURST_KEYS):
         return brake.decide_first(waited_s, quiet_s, share, has_enough_keys)
     if not deleted.keys_before:
-        deleted.count_keys(journal.totals.current(address))
+        deleted.count_keys(journal.totals.counts(address).objects)
     is_patient = waited_s < brake.BURST_MAX_S
     is_burst = known > brake.BURST_KEYS and quiet_s < brake.BURST_QUIET_S
     facts = brake.Facts(

@@ -59,10 +59,10 @@ def _step(region: Region, state: BucketState) -> bool:
     every_s, now_ns = region.engine.settings.scrub.every_s, region.engine.site.now()
     found = load(journal, address)
     if found.is_due(every_s, now_ns):
-        found = found.begun(now_ns, journal.totals.objects(address)[2])
+        found = found.begun(now_ns, journal.totals.counts(address).bytes)
         save(journal, address, found)
     elif found.current is not None and time.monotonic() >= state.scrub.count_s:
-        size = journal.totals.objects(address)[2]
+        size = journal.totals.counts(address).bytes
         if size != found.current.size:
             found = replace(found, current=replace(found.current, size=size))
             save(journal, address, found)

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from fsrepl.model.version import NULL, DeliveryRecord, Status, Version
+from fsrepl.model.view import View
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Counts, Delivery
+from fsrepl.storage.journal.totals import ObjectCounts
 from tests.counted import counted, recounted
 from tests.world import DESTINATION, SOURCE, World
 
@@ -41,16 +43,21 @@ def _version(chance: random.Random) -> Version:
     )  # fmt: skip
 
 
+def _view(chance: random.Random) -> View | None:
+    """A file that is another key's too, now and then; inode numbers may have more than 63 bits."""
+    return chance.choice((None, View(chance.randrange(4), 0, 0, 0), View((1 << 63) + chance.randrange(2), 0, 0, 0)))
+
+
 def _change(journal: Journal, chance: random.Random) -> None:
     address, version = chance.choice((SOURCE, DESTINATION)), _version(chance)
     key = version.key
     known = journal.versions.versions_of(address, key)
-    match chance.randrange(8):
+    match chance.randrange(9):
         case 0:
             journal.versions.add(address, version)
         case 1 | 2:
             some = {each.key: each for each in (_version(chance) for _ in range(4))}.values()
-            journal.versions.add_shown(address, [(each, None) for each in some])
+            journal.versions.add_shown(address, [(each, _view(chance)) for each in some])
         case 3 if known:
             journal.versions.remove(address, key, known[0][0], version if len(known) > 1 else None)
         case 4 if known:
@@ -60,6 +67,8 @@ def _change(journal: Journal, chance: random.Random) -> None:
         case 6:
             journal.deliveries.put_all(address, [version])
         case 7:
+            journal.views.see_all(address, [(_version(chance).key, _view(chance)) for _ in range(3)])
+        case 8:
             for each in list(journal.deliveries.select(address))[:1]:
                 _settle(journal, chance, each)
 
@@ -120,23 +129,44 @@ def test_bytes_may_be_more_than_64_bits_count() -> None:
     journal.close()
 
 
-@pytest.mark.parametrize("was_counted", [False, True])
-def test_a_journal_of_an_earlier_build_is_counted_when_it_is_opened(tmp_path: Path, was_counted: bool) -> None:
-    """An upgrade needs no new index of the trees. was_counted: this build had counted before that one wrote to it."""
+@pytest.mark.parametrize("kind", [6, 7, "6, counted before"])
+def test_a_journal_of_an_earlier_build_is_counted_when_it_is_opened(tmp_path: Path, kind: object) -> None:
+    """An upgrade needs no new index of the trees. 6: that build counts nothing; 7: deliveries alone. Counted before:
+    this build had counted before that one wrote to it."""
     with World(tmp_path) as world:
         for number in range(3):
             world.write(f"d/{number}", b"x" * number)
+        world.path("d/linked").hardlink_to(world.path("d/2"))
         world.settle()
         world.away("west")
         world.write("d/0", b"longer")
         world.unlink("d/1")
         world.settle()
-        before = counted(world.engine.journal)
-        assert len(before) > 1
         journal = world.engine.journal
-        journal.execute("UPDATE delivery_count SET number = 0" if was_counted else "DROP TABLE delivery_count")
-        journal.execute("PRAGMA user_version = 6")
+        before = counted(journal)
+        assert world.engine.journal.totals.linked(SOURCE) == 2
+        if kind == "6, counted before":
+            for change in ("UPDATE delivery_count SET number = 0", "DELETE FROM object_count", "DELETE FROM linked"):
+                journal.execute(change)
+        else:
+            for table in ("object_count", "linked", *(["delivery_count"] if kind == 6 else [])):
+                journal.execute(f"DROP TABLE {table}")
+        journal.execute(f"PRAGMA user_version = {7 if kind == 7 else 6}")
         world.restart()
         assert counted(world.engine.journal) == before == recounted(world.engine.journal)
         world.back("west")
         world.settle()
+
+
+def test_a_new_version_of_a_key_leaves_the_bytes_of_the_one_before_to_the_noncurrent_ones(tmp_path: Path) -> None:
+    """G11: what is current, and what is not, after versions, markers and removals."""
+    with World(tmp_path) as world:
+        totals = world.engine.journal.totals
+        world.write("a", b"12345")
+        world.write("b", b"123")
+        world.settle()
+        assert totals.counts(SOURCE) == ObjectCounts(2, 2, 8, 8)
+        world.write("a", b"1")
+        world.unlink("b")
+        world.settle()
+        assert totals.counts(SOURCE) == totals.counts(DESTINATION) == ObjectCounts(1, 3, 9, 1)

@@ -56,7 +56,7 @@ def test_a_fault_at_every_write(
         assert world.records(SOURCE) == world.records(DESTINATION), where
         index = world.engine.journal
         assert {delivery.status for delivery in index.deliveries.select(SOURCE)} == {"COMPLETED"}, where
-        assert index.totals.objects(SOURCE) == index.totals.objects(DESTINATION), where
+        assert index.totals.counts(SOURCE) == index.totals.counts(DESTINATION), where
         assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
         if not failed:
             return

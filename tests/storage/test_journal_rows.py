@@ -58,6 +58,7 @@ def test_a_value_of_another_type_in_any_column_is_damage(memory: Path) -> None:
         ("object", "mtime = 'text'"), ("object", "mode = -1"), ("object", "dir = 'text'"), ("object", "size = NULL"),
         ("version", "name = 7"), ("version", "created = 'text'"), ("bucket", "scanned = NULL"),
         ("delivery", "key = 'text'"), ("delivery_count", "number = 'text'"),
+        ("object_count", "objects = 'text'"), ("object_count", "current_bytes = NULL"),
     ],
 )  # fmt: skip
 def test_the_site_goes_on(memory: Path, caplog: pytest.LogCaptureFixture, table: str, assignment: str) -> None:

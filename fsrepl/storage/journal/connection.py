@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
-from fsrepl.storage.journal import counters
+from fsrepl.storage.journal import counters, object_counts
 from fsrepl.storage.journal.counters import Changes
 
-_SCHEMA_VERSION, _UNCOUNTED = 7, 6
-"""The version that this build writes, and the one before: a build that writes that leaves the counters as they are, so
-that they are made anew."""
+_SCHEMA_VERSION, _UNCOUNTED = 8, (6, 7)
+"""The version that this build writes, and those before: builds that write these leave some counters as they are, so
+that all are made anew."""
 _WAL_MAX_BYTES = 64 << 20
 """The write-ahead log is cut to this size when all of it is in the file."""
 _FREE_MIN_BYTES, _FREE_SHARE = 16 << 20, 8
@@ -79,7 +79,7 @@ _DROPPED = frozenset({"large"})
 """Indexes of earlier builds that nothing uses."""
 _ALWAYS = (
     "id", "created", "marker", "shown", "size", "mtime", "ctime", "mode", "status", "destination", "scanned",
-    "number", "bytes",
+    "number", "bytes", "objects", "versions", "current_bytes",
 )  # fmt: skip
 """Columns that have a value in each row; of an object the view's, where it has one."""
 _OF_VIEW = ("ino", "size", "mtime", "ctime", "mode", "shown")
@@ -120,7 +120,7 @@ def _check_kinds(path: str) -> None:
     """Raise DatabaseError where a row has a value of another type than its column is declared to have: SQLite's own
     check sees no damage in that, and all that reads the row would fail."""
     with contextlib.closing(_for_reading(path, _LOCKED_MAX_S)) as db:
-        for table in ("bucket", "version", "object", "delivery", "delivery_count"):
+        for table in ("bucket", "version", "object", "delivery", "delivery_count", "object_count"):
             if columns := _columns(db, table):
                 wrong = _is_wrong(table, *columns)
                 if db.execute(f"SELECT 1 FROM {table} WHERE {wrong} LIMIT 1").fetchone():
@@ -173,10 +173,10 @@ class Connection:
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         self._db.execute("PRAGMA cache_size = -16000")
-        if found in (_SCHEMA_VERSION, _UNCOUNTED):
+        if found in (_SCHEMA_VERSION, *_UNCOUNTED):
             self._check()
             self._add()
-            if found == _UNCOUNTED or not self._has_counters():
+            if found in _UNCOUNTED or not self._has_counters():
                 self._count()
             return False
         if found:
@@ -199,7 +199,7 @@ class Connection:
             raise sqlite3.DatabaseError(intact)
 
     def _has_counters(self) -> bool:
-        return bool(_columns(self._db, "delivery_count"))
+        return all(_columns(self._db, name) for name in ("delivery_count", "object_count", "linked"))
 
     def _count(self) -> None:
         """Make the counters, of the rows that are there."""
@@ -207,6 +207,7 @@ class Connection:
             self._db.execute("DROP TABLE IF EXISTS delivery_count")
             self._db.execute(counters.TABLE)
             self._db.execute(f"INSERT INTO delivery_count {counters.COUNT}")
+            object_counts.make(self._db)
             self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
     def _add(self) -> None:
@@ -244,6 +245,10 @@ class Connection:
     def delivery_changes(self, bucket: int) -> Changes:
         """To count what changes of a bucket's deliveries."""
         return Changes(self._db, bucket)
+
+    def object_changes(self, bucket: int) -> object_counts.Changes:
+        """To count what changes of a bucket's objects and versions."""
+        return object_counts.Changes(self._db, bucket)
 
     def give_back_space(self, pages: int = 1024) -> bool:
         """Give up to so many free pages back to the filesystem, where many are free; whether any were.

@@ -25,7 +25,7 @@ from fsrepl.storage.journal.totals import Totals
 from fsrepl.storage.journal.versions import Versions
 from fsrepl.storage.journal.views import Views
 
-_OF_BUCKET = ("version", "object", "delivery", "remote", "remote_listed")
+_OF_BUCKET = ("linked", "object_count", "version", "object", "delivery", "delivery_count", "remote", "remote_listed")
 
 
 class Journal(Connection):
@@ -140,7 +140,6 @@ class Journal(Connection):
         with self.transaction():
             for table in tables:
                 self.execute(f"DELETE FROM {table} WHERE bucket = ?", (number,))
-            self.execute("DELETE FROM delivery_count WHERE bucket = ?", (number,))
             self.execute("DELETE FROM bucket WHERE id = ?", (number,))
             facts = [f"{fact} {address}" for fact in ("scrub", "damage", "rewrites", "settled")]
             self.execute(f"DELETE FROM fact WHERE name IN ({','.join('?' * len(facts))})", facts)

@@ -164,7 +164,7 @@ class Counts(Struct, frozen=True):
         return Counts(self.number + other.number, self.bytes + other.bytes, min(self.oldest_ns, other.oldest_ns))
 
 
-def seen_columns(view: View | None) -> tuple[object, ...]:
+def seen_columns(view: View | None) -> tuple[Any, ...]:
     if view is None:
         return (None,) * 7
     ino, size, mtime, ctime = view.ino, view.size, view.mtime_ns, view.ctime_ns

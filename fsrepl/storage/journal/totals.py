@@ -1,8 +1,21 @@
-"""How many objects and versions a bucket has, and how many bytes. Each query reads all rows of the bucket."""
+"""How many objects and versions a bucket has, and how many bytes. Other queries than counts and linked read all rows of
+the bucket."""
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from fsrepl.storage.journal.connection import Connection
+
+
+class ObjectCounts(Struct, frozen=True):
+    """Objects (keys whose current version is no marker), versions without markers, their bytes, and those of the
+    current ones."""
+
+    objects: int = 0
+    versions: int = 0
+    bytes: int = 0
+    current_bytes: int = 0
 
 
 class Totals:
@@ -60,28 +73,10 @@ class Totals:
         )
         return int(rows.fetchone()[0])
 
-    def current_bytes(self, address: str) -> int:
-        """The size of all current versions, without markers."""
-        (size,) = self._connection.execute(
-            "SELECT CAST(total(version.size) AS INTEGER) "
-            "FROM object JOIN version USING (bucket, dir, name, created, id) "
-            "WHERE object.bucket = ? AND NOT object.marker",
-            (self._connection.ids.get(address),),
-        ).fetchone()
-        return int(size)
-
     def held_bytes(self, address: str) -> tuple[int, int]:
-        """The size of all current versions, and of all others. Where there is none of these no table is joined."""
-        objects, versions, size = self.objects(address)
-        current = size if versions == objects else self.current_bytes(address)
-        return current, size - current
-
-    def current(self, address: str) -> int:
-        """How many keys have a current version that is no marker."""
-        (number,) = self._connection.execute(
-            "SELECT count(*) FROM object WHERE bucket = ? AND NOT marker", (self._connection.ids.get(address),)
-        ).fetchone()
-        return int(number)
+        """The size of all current versions, and of all others."""
+        counts = self.counts(address)
+        return counts.current_bytes, counts.bytes - counts.current_bytes
 
     def deleted_since(self, address: str, since_ns: int, prefix: bytes) -> int:
         """The number of keys with a prefix whose current version is a marker made since a moment. Scans all keys."""
@@ -101,22 +96,20 @@ class Totals:
         ).fetchone()
         return int(number)
 
-    def objects(self, address: str) -> tuple[int, int, int]:
-        """Objects (keys whose current version is no marker), versions without markers, and their bytes."""
-        number = self._connection.ids.get(address)
-        (objects,) = self._connection.execute(
-            "SELECT count(*) FROM object WHERE bucket = ? AND NOT marker", (number,)
+    def counts(self, address: str) -> ObjectCounts:
+        """Objects, versions and bytes of a bucket, as counted while it changes: no other row is read."""
+        row = self._connection.execute(
+            "SELECT objects, versions, CAST(bytes AS INTEGER), CAST(current_bytes AS INTEGER) FROM object_count "
+            "WHERE bucket = ?",
+            (self._connection.ids.get(address),),
         ).fetchone()
-        versions, size = self._connection.execute(
-            "SELECT count(*), CAST(total(size) AS INTEGER) FROM version WHERE bucket = ? AND NOT marker", (number,)
-        ).fetchone()
-        return objects, versions, size
+        return ObjectCounts(*(row or ()))
 
     def linked(self, address: str) -> int:
         """The number of keys whose file is also another key's file."""
         (number,) = self._connection.execute(
             "SELECT coalesce(sum(number), 0) FROM (SELECT count(*) AS number FROM object WHERE bucket = ? AND ino IN "
-            "(SELECT ino FROM object WHERE bucket = ? AND ino IS NOT NULL GROUP BY ino HAVING count(*) > 1) "
+            "(SELECT ino FROM linked WHERE bucket = ?) "
             "GROUP BY ino, size, mtime HAVING count(*) > 1)",  # inode numbers repeat across subvolumes
             (self._connection.ids.get(address), self._connection.ids.get(address)),
         ).fetchone()

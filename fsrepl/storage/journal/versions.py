@@ -165,53 +165,50 @@ class Versions:
         """Record a version in the store; whether it is now its key's current version."""
         number = self._connection.ids[address]
         directory, name = keys.split(version.key)
-        self._displace(number, version)
-        self._connection.execute(
-            _PUT_VERSION,
-            _version_columns(number, directory, name, version),
-        )
-        if version.deliveries:
-            deliveries.put_all(self._connection, address, [version])
-        row = self._connection.execute(
-            "SELECT created, id FROM object WHERE bucket = ? AND dir = ? AND name = ?", (number, directory, name)
-        ).fetchone()
-        if row is None:
-            self._connection.execute(
-                "INSERT INTO object (bucket, dir, name, id, created, marker, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (number, directory, name, version.id, version.created_ns, version.marker, version.digest),
-            )
-            return True
-        if row > version.order and row[1] != version.id:
-            return False
-        self._set_current(number, directory, name, version)
-        return True
+        with self._connection.transaction():
+            row = self._connection.execute(
+                "SELECT created, id FROM object WHERE bucket = ? AND dir = ? AND name = ?", (number, directory, name)
+            ).fetchone()
+            changes, known = self._connection.object_changes(number), [(directory, name)] if row else []
+            changes.take_out_keys(known)
+            changes.take_out_versions([(directory, name, version.id)])
+            self._displace(number, version)
+            self._connection.execute(_PUT_VERSION, _version_columns(number, directory, name, version))
+            if version.deliveries:
+                deliveries.put_all(self._connection, address, [version])
+            is_current = row is None or tuple(row) <= version.order or row[1] == version.id
+            if row is None:
+                self._connection.execute(
+                    "INSERT INTO object (bucket, dir, name, id, created, marker, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (number, directory, name, version.id, version.created_ns, version.marker, version.digest),
+                )
+            elif is_current:
+                self._set_current(number, directory, name, version)
+            changes.put_in([version], [] if row else [version])
+            changes.put_back_keys(known)
+            changes.write()
+        return is_current
 
     def add_shown(self, address: str, rows: Sequence[tuple[Version, View | None]]) -> None:
         """Record a batch of current versions, and how their views look."""
         number = self._connection.ids[address]
         versions, objects, deliveries = [], [], []
-        for version, view in rows:
-            directory, name = keys.split(version.key)
+        seen = [(keys.split(version.key), version, seen_columns(view)) for version, view in rows]
+        changes = self._connection.object_changes(number)
+        changes.replace([(place, version, columns[0]) for place, version, columns in seen])
+        for (directory, name), version, columns in seen:
             if version.id == NULL:
                 self._displace(number, version)
             versions.append(_version_columns(number, directory, name, version))
             objects.append(
-                (
-                    number,
-                    directory,
-                    name,
-                    version.id,
-                    version.created_ns,
-                    version.marker,
-                    version.digest,
-                    *seen_columns(view),
-                )
+                (number, directory, name, version.id, version.created_ns, version.marker, version.digest, *columns)
             )
             if version.deliveries:
                 deliveries += delivery_rows(number, version)
         self._connection.executemany(_PUT_VERSION, versions)
         self._connection.executemany(PUT_OBJECT, objects)
         put_rows(self._connection, number, deliveries)
+        changes.write()
 
     def _displace(self, number: int, version: Version) -> None:
         """Delete what a version replaces, with its deliveries: another null version, or its own former row."""
@@ -314,29 +311,45 @@ class Versions:
         at = (number, directory, name)
         with self._connection.transaction():
             self.remove_noncurrent(address, [(key, version_id)])
+            changes = self._connection.object_changes(number)
+            changes.take_out_keys([(directory, name)])
             if current is None:
                 self._connection.execute("DELETE FROM object WHERE bucket = ? AND dir = ? AND name = ?", at)
             else:
                 self._set_current(number, directory, name, current)
+                changes.put_back_keys([(directory, name)])
+            changes.write()
 
     def remove_noncurrent(self, address: str, gone: Sequence[tuple[bytes, str]]) -> None:
         """Delete versions removed from the store, by key and id, that were not their keys' current ones."""
         number = self._connection.ids[address]
-        self._connection.executemany(
-            "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?",
-            [(number, *keys.split(key), version_id) for key, version_id in gone],
-        )
-        # Pending deliveries stay until their failure is reported; then settling.settle deletes them.
-        remove_of(self._connection, number, gone, "AND status != 'PENDING'")
+        places = list(dict.fromkeys((*keys.split(key), version_id) for key, version_id in gone))
+        of_keys = list(dict.fromkeys(place[:2] for place in places))
+        with self._connection.transaction():
+            changes = self._connection.object_changes(number)
+            changes.take_out_keys(of_keys)  # one of them may be current after all
+            changes.take_out_versions(places)
+            self._connection.executemany(
+                "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?",
+                [(number, *place) for place in places],
+            )
+            changes.put_back_keys(of_keys)
+            changes.write()
+            # Pending deliveries stay until their failure is reported; then settling.settle deletes them.
+            remove_of(self._connection, number, gone, "AND status != 'PENDING'")
 
     def remove_last(self, address: str, gone: Sequence[tuple[bytes, str]]) -> None:
         """Delete versions removed from the store, by key and id, that were the last of their keys."""
         number = self._connection.ids[address]
-        self.remove_noncurrent(address, gone)
-        self._connection.executemany(
-            "DELETE FROM object WHERE bucket = ? AND dir = ? AND name = ?",
-            [(number, *keys.split(key)) for key, _ in gone],
-        )
+        places = list(dict.fromkeys(keys.split(key) for key, _ in gone))
+        with self._connection.transaction():
+            self.remove_noncurrent(address, gone)
+            changes = self._connection.object_changes(number)
+            changes.take_out_keys(places)
+            self._connection.executemany(
+                "DELETE FROM object WHERE bucket = ? AND dir = ? AND name = ?", [(number, *place) for place in places]
+            )
+            changes.write()
 
     def set_traits(self, address: str, rows: Iterable[tuple[bytes, str, str | None]]) -> None:
         """Record the traits (see rows.traits_of) of versions, given by key and version id; None: unknown again."""

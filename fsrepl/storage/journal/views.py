@@ -23,12 +23,16 @@ class Views:
 
     def see_all(self, address: str, rows: Iterable[tuple[bytes, View | None]]) -> None:
         number = self._connection.ids[address]
+        seen = {keys.split(key): seen_columns(view) for key, view in rows}
         with self._connection.transaction():
+            changes = self._connection.object_changes(number)
+            changes.show({place: columns[0] for place, columns in seen.items()})
             self._connection.executemany(
                 "UPDATE object SET ino = ?, size = ?, mtime = ?, ctime = ?, mode = ?, racy = ?, shown = ? "
                 "WHERE bucket = ? AND dir = ? AND name = ?",
-                [(*seen_columns(view), number, *keys.split(key)) for key, view in rows],
+                [(*columns, number, *place) for place, columns in seen.items()],
             )
+            changes.write()
 
     def see_labelled(self, address: str, rows: Iterable[tuple[bytes, View, View]]) -> None:
         """Record views that were labelled, each by its key, as it looked before and after that; one that is recorded
@@ -102,7 +106,7 @@ class Views:
         number = self._connection.ids.get(address)
         rows = self._connection.execute(
             "SELECT ino, size, mtime, dir, name FROM object WHERE bucket = ? AND NOT marker AND ino IN "
-            "(SELECT ino FROM object WHERE bucket = ? AND ino IS NOT NULL GROUP BY ino HAVING count(*) > 1) "
+            "(SELECT ino FROM linked WHERE bucket = ?) "
             "ORDER BY ino, size, mtime LIMIT ?",  # inode numbers repeat across subvolumes
             (number, number, limit),
         ).fetchall()
