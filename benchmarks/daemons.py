@@ -62,6 +62,9 @@ class Daemon:
     def fsrepl(self, *arguments: object) -> str:
         return subprocess.run(self._command(*arguments), check=True, capture_output=True, text=True).stdout
 
+    def begin(self, *arguments: object) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command(*arguments), stdout=subprocess.DEVNULL)
+
     def path(self, bucket: str, name: str = "") -> Path:
         return self.root / bucket / name
 

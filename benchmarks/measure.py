@@ -4,6 +4,9 @@
     burst     20,000 files of 4 KiB, dropped with `cp -r`, then moved with their directory, then removed: each until
               `fsrepl wait` returns, beside `rsync -a` of the same, and lsyncd and Syncthing where they are installed;
               with what is written to the disk
+    fair      files of a quiet bucket, 10 a second, beside a burst of 100,000 in another bucket of the same region
+    rest      100,000 objects: a minute without anything to do, starts after SIGTERM and kill -9, commands
+    flat      10,000 and 160,000 names in one directory
     trees     20,000 files of 4 KiB in 2,000 directories, dropped with `cp -r`: tree buckets beside plain ones, in turns
     calls     the system calls alone that the burst comes down to, in one thread: what no program could do without
     lifecycle 1,000,000 objects are judged; 100,000 expire, and their versions are removed, beside `find -mtime -delete`
@@ -41,11 +44,13 @@ from pathlib import Path
 from console import console
 from costs import Cost, cost_of, filesystem, make_tree, run, text, timed
 from daemons import DESTINATION, SOURCE, Daemon, daemon
+from fair import fair
 from large import large
 from lifecycle import lifecycle
 from million import STEPS, million
 from over_ssh import over_ssh
 from peers import PEERS, Peer
+from rest import flat, rest
 from to_s3 import to_s3
 
 from fsrepl.settings import Capture, kinds
@@ -330,8 +335,9 @@ def _arrive(site: Daemon, what: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = ("latency", "burst", "trees", "calls", "lifecycle", "arrivals", "large", "million", "ssh", "s3", "console")
-    parser.add_argument("--only", choices=modes)
+    modes = ("latency", "burst", "fair", "rest", "flat", "trees", "calls", "lifecycle", "arrivals")
+    asked_for = ("large", "million", "ssh", "s3", "console")
+    parser.add_argument("--only", choices=(*modes, *asked_for))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
     parser.add_argument("--times", type=int, default=200, help="of each latency")
@@ -354,6 +360,12 @@ def main() -> None:
                 options.plot,
                 f"{options.files:,} files of 4 KiB on {filesystem(options.folder)}, two sides of one disk",
             )
+    if options.only in (None, "fair"):
+        fair(options.folder, 5 * options.files)
+    if options.only in (None, "rest"):
+        rest(options.folder, 5 * options.files)
+    if options.only in (None, "flat"):
+        flat(options.folder, (options.files // 2, 8 * options.files))
     if options.only in (None, "trees"):
         trees(options.folder, options.files)
     if options.only in (None, "lifecycle"):

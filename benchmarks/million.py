@@ -56,7 +56,7 @@ def million(folder: Path, count: int, far: int, steps: Collection[str] = STEPS) 
             if "crash" in steps:
                 _crash(site)
             if "commands" in steps:
-                _commands(site)
+                commands(site)
             if "return" in steps:
                 _return(site, count, away)
             if "delete" in steps:
@@ -83,7 +83,8 @@ def _site(home: Path, near: tuple[str, ...], away: tuple[str, ...]) -> Daemon:
     return site
 
 
-def _make(top: Path, count: int, in_each: int) -> None:
+def make(top: Path, count: int, in_each: int) -> None:
+    """Empty files in directories of so many each."""
     top.mkdir()
     for start in range(0, count, in_each):
         at = top / f"d{start // in_each:05}"
@@ -98,10 +99,10 @@ def _make(top: Path, count: int, in_each: int) -> None:
 
 
 def _drop(site: Daemon, home: Path, count: int, near: tuple[str, ...], away: tuple[str, ...]) -> None:
-    _make(tree := home / "tree", count, IN_EACH)
+    make(tree := home / "tree", count, IN_EACH)
     for name in away:
         (site.root / name).rename(site.root / f"{name}.away")
-    with _measured(site, f"captured, and replicated to {len(near)}"):
+    with measured(site, f"captured, and replicated to {len(near)}"):
         for directory in sorted(tree.iterdir()):
             directory.rename(site.path(SOURCE, directory.name))
         _await(site, count, SOURCE, count * len(away))
@@ -123,8 +124,8 @@ def _crash(site: Daemon) -> None:
         f"  after kill -9 ready in {ready_s:.1f} s, {cpu_s:.1f} CPU s, and a new file is a version {captured_s:.1f} s "
         "later"
     )
-    with _measured(site, "compared whole"):
-        while _is_scanning(site, SOURCE):
+    with measured(site, "compared whole"):
+        while is_scanning(site, SOURCE):
             time.sleep(_LOOK_S)
 
 
@@ -136,7 +137,7 @@ def _return(site: Daemon, count: int, away: tuple[str, ...]) -> None:
     before = _journal_bytes(site)
     for name in away:
         (site.root / f"{name}.away").rename(site.root / name)
-    with _measured(site, f"replicated to the {len(away)} that return"):
+    with measured(site, f"replicated to the {len(away)} that return"):
         _await(site, None, SOURCE, 0)
     began = time.monotonic()
     after = _journal_bytes(site)
@@ -149,7 +150,7 @@ def _return(site: Daemon, count: int, away: tuple[str, ...]) -> None:
     )
 
 
-def _commands(site: Daemon) -> None:
+def commands(site: Daemon) -> None:
     """What a person or a script asks meanwhile, the start of Python included."""
     key = next(site.path(SOURCE).glob("d*/f*")).relative_to(site.path(SOURCE))
     for arguments in (
@@ -170,7 +171,7 @@ def _delete(site: Daemon) -> None:
     path = site.root / "fsrepl.toml"
     path.write_text(path.read_text().replace("delete_share = 1\n", "delete_share = 0.5\n"))
     site.process.send_signal(signal.SIGHUP)
-    with _measured(site, "deleted at once, and held"):
+    with measured(site, "deleted at once, and held"):
         for directory in site.path(SOURCE).glob("d*"):
             shutil.rmtree(directory)
         _await(site, int(site.path(SOURCE, "after-the-crash").exists()), SOURCE)
@@ -178,8 +179,8 @@ def _delete(site: Daemon) -> None:
 
 
 def _flat(site: Daemon, home: Path, count: int) -> None:
-    _make(tree := home / "flat", count, count)
-    with _measured(site, "captured in one directory"):
+    make(tree := home / "flat", count, count)
+    with measured(site, "captured in one directory"):
         (tree / "d00000").rename(site.path(FLAT, "d"))
         _await(site, count, FLAT)
     site.process.kill()
@@ -187,8 +188,8 @@ def _flat(site: Daemon, home: Path, count: int) -> None:
     began = time.monotonic()
     site.start()
     print(f"  after kill -9 ready in {time.monotonic() - began:.1f} s, {site.cpu_s():.1f} CPU s")
-    with _measured(site, "compared whole"):
-        while _is_scanning(site, FLAT):
+    with measured(site, "compared whole"):
+        while is_scanning(site, FLAT):
             time.sleep(_LOOK_S)
 
 
@@ -208,7 +209,7 @@ def _await(site: Daemon, objects: int | None, bucket: str, pending: int | None =
     raise SystemExit(f"{bucket} has not come to rest: {found}")
 
 
-def _is_scanning(site: Daemon, address: str) -> bool:
+def is_scanning(site: Daemon, address: str) -> bool:
     return bool(site.said()["buckets"][address].get("scanning"))
 
 
@@ -269,7 +270,7 @@ def _now(site: Daemon) -> _Use:
 
 
 @contextlib.contextmanager
-def _measured(site: Daemon, what: str) -> Iterator[None]:
+def measured(site: Daemon, what: str) -> Iterator[None]:
     """Print what a step took: seconds, CPU seconds, and the most of memory, descriptors and threads of all processes of
     the daemon together, by looks once a second."""
     most = _Use()
