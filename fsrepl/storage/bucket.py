@@ -15,7 +15,7 @@ from fsrepl.model import clock, digests, keys
 from fsrepl.model.address import Address
 from fsrepl.model.lifecycle import Lifecycle
 from fsrepl.model.rule import Replication
-from fsrepl.model.version import Versioning
+from fsrepl.model.version import Posix, Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.storage import bucket_documents, documents, hashing, privacy, tiers, times
 from fsrepl.storage.bucket_documents import Documents, Identity
@@ -58,6 +58,8 @@ class OpenBucket:
         self.store = Directories(self.fs, self.versions)
         self._tiers: dict[str, OpenTier] = {}
         self._gives_acl: bool | None = None
+        self.made: Posix | None = None
+        """The mode and owner that files made in .fsrepl/tmp have at first, once one was looked at: see apply_posix."""
 
     @property
     def tmp(self) -> int:

@@ -58,8 +58,7 @@ def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None, *, is_new: boo
     setgid, and the group gets the others' bits.
     """
     fs = bucket.fs
-    found = fs.stat_fd(fd)
-    now = posix_of(found) if is_new and not bucket.gives_acl else inode_posix(bucket, fd, found)
+    now = _made(bucket, fd) if is_new and posix and not bucket.gives_acl else inode_posix(bucket, fd, fs.stat_fd(fd))
     if posix is None:
         return now
     mode, acl = posix.mode, posix.acl
@@ -81,6 +80,13 @@ def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None, *, is_new: boo
     fs.set_mtime(fd, posix.mtime_ns)
     found = fs.stat_fd(fd)
     return inode_posix(bucket, fd, found) if acl is not None else posix_of(found)
+
+
+def _made(bucket: OpenBucket, fd: int) -> Posix:
+    """The mode and owner of a file that was just made in .fsrepl/tmp: they are alike, since this process makes them."""
+    if bucket.made is None:
+        bucket.made = posix_of(bucket.fs.stat_fd(fd))
+    return bucket.made
 
 
 def apply_to_link(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
