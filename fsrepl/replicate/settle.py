@@ -209,8 +209,9 @@ def settle(region: Region, state: BucketState, outcomes: Sequence[Outcome]) -> N
             (delivery, result_of(delivery, outcome, rules.get((delivery.rule, delivery.destination))))
             for delivery, outcome in settlement.ended
         ]
+        tracked = [(delivery, result) for delivery, result in results if result.tracking]  # no other is an event
         engine.reporter.announce(
-            [each for delivery, result in results for each in thresholds.news(engine, delivery, result)]
+            [each for delivery, result in tracked for each in thresholds.news(engine, delivery, result)]
         )
         write(engine, state, bucket, settlement)
     _stop_copying(engine, [result for _, result in results])

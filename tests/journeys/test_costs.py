@@ -193,7 +193,7 @@ class Calls:
             self.number += 1
 
 
-CALLS = 562
+CALLS = 558
 """Function calls of the interpreter a file, those of built-in functions included, for 200 of them."""
 
 
@@ -229,7 +229,7 @@ def test_an_event_of_the_daemons_own_making_costs_few_function_calls(memory: Pat
         assert calls.number / FILES <= OWN_CALLS
 
 
-DAEMON_CALLS = {"new": 315, "removed": 445}
+DAEMON_CALLS = {"new": 311, "removed": 441}
 """The same in the daemon, while the stager does its part."""
 
 
@@ -265,7 +265,7 @@ def test_a_small_file_of_a_burst_costs_the_daemon_no_more_function_calls_than_be
         assert {what: number for what, number in found.items() if number > DAEMON_CALLS[what]} == {}
 
 
-FAR_CALLS = {"here": 228, "there": 220}
+FAR_CALLS = {"here": 224, "there": 220}
 """The same for a file that is sent to another machine: at the site, from its store on, and in all threads of the agent.
 """
 
