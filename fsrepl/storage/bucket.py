@@ -46,6 +46,8 @@ class OpenBucket:
         self._folders: dict[bytes, int] = {}
         self.versions = -1
         """The version store; negative in a never-versioned bucket, which has none."""
+        self.sync_error: OSError | None = None
+        """Why syncfs failed here: see Syncer.staged."""
         try:
             self.meta = self._open_folder(b"")
             self.meta_status = self.fs.stat_fd(self.meta)

@@ -42,7 +42,14 @@ class Syncer:
 
     def staged(self, bucket: OpenBucket, names: Sequence[tuple[int, bytes]]) -> None:
         """Make staged files, each (directory, name), survive a power cut. Raises OSError; the files must then be
-        written again."""
+        written again.
+
+        A kernel tells each descriptor of an error once, at the next syncfs, whichever file it concerns: it may be one
+        that was staged meanwhile, to be synced later. So after a failure nothing more is trusted until the bucket is
+        opened again.
+        """
+        if bucket.sync_error is not None:
+            raise bucket.sync_error
         if len(names) <= _FEW and time.monotonic() < self._slow_until.get(bucket.device, 0.0):
             with bucket.fs.released():
                 list(self._threads_of(bucket.device).map(lambda at: _sync_name(bucket, *at), names))
@@ -50,7 +57,11 @@ class Syncer:
                 bucket.fs.sync_file(fd)
             return
         began = time.monotonic()
-        bucket.fs.sync_all(bucket.fd)
+        try:
+            bucket.fs.sync_all(bucket.fd)
+        except OSError as error:
+            bucket.sync_error = error
+            raise
         if time.monotonic() - began > _SLOW_S:
             self._slow_until[bucket.device] = time.monotonic() + 5
 
