@@ -129,10 +129,9 @@ def _other_fields(replica: Version) -> dict[str, bytes]:
 def content_type_of(metadata: Mapping[str, str]) -> str:
     """The Content-Type of an object with this metadata; empty for a file, and where another program made the object."""
     try:
-        mode = _mode(metadata.get("mode", ""))
-    except ValueError:
+        return _CONTENT_TYPES.get(stat.S_IFMT(int(metadata.get("mode", ""), 8)), "")
+    except (ValueError, OverflowError):
         return ""
-    return _CONTENT_TYPES.get(stat.S_IFMT(mode), "")
 
 
 def _mode(text: str) -> int:
