@@ -15,6 +15,8 @@
               behind a line with a delay (only when it is asked for: see over_ssh.py)
     s3        a bucket of an S3 service: a quarter of the burst's files and a large one, beside rclone and the AWS CLI
               (only when it is asked for: see to_s3.py)
+    undelete  the files of the burst are removed at once, held, and brought back by `fsrepl undelete` (only when it is
+              asked for)
     console   the console's pages at 1,000,000 objects (only when it is asked for: see console.py)
     million   a million empty files in one bucket with five destinations, three of them away at first, then a million
               names in one directory: memory, descriptors, threads, the journal, starts after a crash (only when it is
@@ -52,6 +54,7 @@ from over_ssh import over_ssh
 from peers import PEERS, Peer
 from rest import flat, rest
 from to_s3 import to_s3
+from undelete import undelete
 
 from fsrepl.settings import Capture, kinds
 
@@ -336,7 +339,7 @@ def _arrive(site: Daemon, what: str, command: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = ("latency", "burst", "fair", "rest", "flat", "trees", "calls", "lifecycle", "arrivals")
-    asked_for = ("large", "million", "ssh", "s3", "console")
+    asked_for = ("large", "million", "ssh", "s3", "console", "undelete")
     parser.add_argument("--only", choices=(*modes, *asked_for))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
@@ -380,6 +383,8 @@ def main() -> None:
         over_ssh(options.folder, options.files, options.size, options.delay)
     if options.only == "console":
         console(options.folder, 50 * options.files)
+    if options.only == "undelete":
+        undelete(options.folder, options.files)
     if options.only == "s3":
         to_s3(options.folder, options.files // 4, options.size)
 
