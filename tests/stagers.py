@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -44,6 +44,25 @@ class StagerHere(Stager):
         pending.settle(stager_process.carry_out(received, fds, self._fs, self._held))
         self.done.append((what, number))
         return pending
+
+
+def beside_first(found: Stager, what: str, change: Callable[[], object], *, is_late: bool) -> list[str]:
+    """Have something changed just before, or just after, the first order of a kind; the list has an entry then."""
+    begin, changed = found.begin, list[str]()
+
+    def changing(asked: str, *rest: object) -> Pending | None:
+        is_first = asked == what and not changed
+        if is_first:
+            changed.append(asked)
+        if is_first and not is_late:
+            change()
+        pending = begin(asked, *rest)  # type: ignore[arg-type]
+        if is_first and is_late:
+            change()
+        return pending
+
+    found.begin = changing  # type: ignore[method-assign]
+    return changed
 
 
 @contextlib.contextmanager

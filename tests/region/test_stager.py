@@ -27,7 +27,7 @@ from fsrepl.replicate import in_stager as replicas
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.views import directories, labels, view_attributes
 from tests.hosts import FarWorld
-from tests.stagers import StagerHere, real
+from tests.stagers import StagerHere, beside_first, real
 from tests.waiting import DEADLINE_S, until
 from tests.world import DESTINATION, SOURCE, World
 
@@ -184,25 +184,14 @@ def test_a_change_beside_the_recording_of_an_outcome_is_captured(tmp_path: Path,
     with World(tmp_path) as world:
         here = world.engine.stager = StagerHere(world.engine.fs)
         made = fill(world)
-        begin, changed = here.begin, list[str]()
 
         def change() -> None:
-            changed.append("now")
             world.write("d/010", b"changed")
             world.path("d/011").chmod(0o640)
             world.unlink("d/012")
             world.path("d/013").rename(world.path("d/other"))
 
-        def changing(what: str, *rest: object) -> Pending | None:
-            is_first = what == replicas.RECORD and not changed
-            if is_first and not is_late:
-                change()
-            pending = begin(what, *rest)  # type: ignore[arg-type]
-            if is_first and is_late:
-                change()
-            return pending
-
-        here.begin = changing  # type: ignore[method-assign]
+        changed = beside_first(here, replicas.RECORD, change, is_late=is_late)
         world.settle()
         assert changed
         made |= {"d/010": b"changed", "d/other": made["d/013"]}

@@ -19,7 +19,7 @@ from fsrepl.replicate import deliver, group
 from fsrepl.replicate import in_stager as replicas
 from tests.doubles import PowerCut
 from tests.forgetful import ForgetfulFs
-from tests.stagers import StagerHere, real
+from tests.stagers import StagerHere, beside_first, real
 from tests.waiting import until
 from tests.world import DESTINATION, SOURCE, World
 
@@ -242,27 +242,16 @@ def test_what_people_do_in_the_replica_beside_a_removal_is_kept(tmp_path: Path, 
     with World(tmp_path) as world:
         here = world.engine.stager = StagerHere(world.engine.fs)
         made = fill(world)
-        begin, changed = here.begin, list[str]()
         names = [f"d/{i:03}" for i in range(FILES)]
         writer = world.path(names[40], DESTINATION).open("ab")
 
         def change() -> None:
-            changed.append("now")
             for number, name in enumerate(names):
                 if number % 10 == 1:
                     world.path(name, DESTINATION).parent.mkdir(exist_ok=True)
                     world.path(name, DESTINATION).write_bytes(b"mine")
 
-        def changing(what: str, *rest: object) -> Pending | None:
-            is_first = what == replicas.REMOVE and not changed
-            if is_first and not is_late:
-                change()
-            pending = begin(what, *rest)  # type: ignore[arg-type]
-            if is_first and is_late:
-                change()
-            return pending
-
-        here.begin = changing  # type: ignore[method-assign]
+        changed = beside_first(here, replicas.REMOVE, change, is_late=is_late)
         clear(world)
         assert changed
         mine = {name: b"mine" for number, name in enumerate(names) if number % 10 == 1}

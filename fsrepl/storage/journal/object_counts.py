@@ -52,11 +52,17 @@ def make(db: sqlite3.Connection) -> None:
     db.execute(f"INSERT INTO linked {LINKED}")
 
 
+def _places(number: int, *columns: str) -> str:
+    """A table of places for a query, whose values come first."""
+    row = f"({', '.join('?' * len(columns))})"
+    return f"WITH place ({', '.join(columns)}) AS (VALUES {', '.join([row] * number)})"
+
+
 @functools.lru_cache(maxsize=64)
 def _of_keys(number: int) -> str:
     # CROSS JOIN: SQLite might read all rows of the bucket first
     return (
-        f"WITH place (dir_, name_) AS (VALUES {', '.join(['(?, ?)'] * number)}) "
+        f"{_places(number, 'dir_', 'name_')} "
         "SELECT dir_, name_, o.marker, coalesce(v.size, 0), o.ino FROM place CROSS JOIN object o "
         "ON o.bucket = ? AND o.dir = dir_ AND o.name = name_ LEFT JOIN version v ON v.bucket = o.bucket "
         "AND v.dir = dir_ AND v.name = name_ AND v.created = o.created AND v.id = o.id"
@@ -66,7 +72,7 @@ def _of_keys(number: int) -> str:
 @functools.lru_cache(maxsize=64)
 def _of_views(number: int) -> str:
     return (
-        f"WITH place (dir_, name_) AS (VALUES {', '.join(['(?, ?)'] * number)}) "
+        f"{_places(number, 'dir_', 'name_')} "
         "SELECT dir, name, ino FROM place CROSS JOIN object WHERE bucket = ? AND dir = dir_ AND name = name_"
     )
 
@@ -91,9 +97,8 @@ def _forget_linked(number: int) -> str:
 def _of_versions(number: int, width: int) -> str:
     """The query for versions, given by the directory, name, and id, or creation time and id."""
     names = ("dir", "name", "id") if width == 3 else ("dir", "name", "created", "id")
-    row = f"({', '.join('?' * width)})"
     return (
-        f"WITH place ({', '.join(f'{name}_' for name in names)}) AS (VALUES {', '.join([row] * number)}) "
+        f"{_places(number, *(f'{name}_' for name in names))} "
         "SELECT count(*), CAST(total(size) AS INTEGER) FROM place CROSS JOIN version "
         f"WHERE bucket = ? AND NOT marker {''.join(f' AND {name} = {name}_' for name in names)}"
     )
