@@ -8,7 +8,6 @@ import select
 import shutil
 import struct
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.storage.fs import Fs
+from tests.waiting import until
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts filesystems")
 
@@ -50,17 +50,37 @@ def clear(place: Path) -> None:
     subprocess.run(["umount", "--lazy", place], capture_output=True)
 
 
-def clear_whole(place: Path) -> None:
-    """The same, once nothing uses the filesystem any more. An xfs that is unmounted while something uses it goes on:
-    until its end no other one with its UUID can be mounted, such as a copy of its image."""
-    until_s = time.monotonic() + _ENDS_S
-    while os.path.ismount(place) and time.monotonic() < until_s:
-        if subprocess.run(["umount", place], capture_output=True).returncode:
-            time.sleep(_LOOK_S)
-    clear(place)
+def clear_whole(image: Path, place: Path) -> None:
+    """Unmount an image, once nothing uses it any more, in other mount namespaces neither. While its filesystem goes on,
+    a copy of it with the same UUID is refused (xfs), or is no filesystem of its own (btrfs)."""
+    try:
+        until(
+            lambda: not os.path.ismount(place) or not subprocess.run(["umount", place], capture_output=True).returncode
+        )
+    finally:
+        clear(place)
+    until(lambda: not _loop_devices(image), lambda: f"no process uses {_loop_devices(image)}")
 
 
-_ENDS_S, _LOOK_S = 20.0, 0.05
+def _loop_devices(image: Path) -> str:
+    return subprocess.run(["losetup", "--associated", image], check=True, capture_output=True, text=True).stdout
+
+
+def own_mounts(home: Path, *options: str) -> list[str]:
+    """The beginning of a command that runs with mounts of its own, for a test that uses the folder.
+
+    options: of unshare(1). Disks of other tests, which would stay in use there until the command ends, are left out.
+    """
+    return ["unshare", "--mount", *options, "sh", "-c", _LEAVE_DISKS, "sh", str(home)]
+
+
+_LEAVE_DISKS = """
+awk -v home="$1/" '
+    $1 ~ "^/dev/loop" && $2 != "/" && index(home, $2 "/") != 1 && index($2 "/", home) != 1 { print $2 }
+' /proc/self/mounts | xargs --no-run-if-empty umount --lazy
+shift
+exec "$@"
+"""
 
 
 @contextmanager

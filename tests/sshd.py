@@ -20,6 +20,7 @@ from types import TracebackType
 import pytest
 
 from tests.line import Line
+from tests.mounts import own_mounts
 from tests.waiting import until
 
 UNPACKED = Path(__file__).parent.parent / ".venv" / "openssh"
@@ -99,7 +100,7 @@ class Sshd:
             "StrictHostKeyChecking accept-new\nLogLevel ERROR\n"
         )
         if os.geteuid() == 0:
-            prefix += ["unshare", "--mount", "sh", "-c", _NAMESPACE, "sshd", str(self.home)]
+            prefix += [*own_mounts(self.home.parent), "sh", "-c", _NAMESPACE, "sshd", str(self.home)]
         libraries = ":".join(str(path.parent) for path in UNPACKED.rglob("libwrap.so.0"))
         found = program()
         assert found is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import own_mounts
 from tests.services import Service
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +68,7 @@ def test_the_commands_of_a_page_work_one_after_the_other(tmp_path: Path, page: P
             script = script.replace(S3, service.url)
             environ["AWS_ENDPOINT_URL"] = service.url  # of AWS's own tools
         done = subprocess.run(
-            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", MACHINE, "sh",
+            [*own_mounts(tmp_path, "--pid", "--fork", "--kill-child"), "sh", "-c", MACHINE, "sh",
              str(tmp_path / "machine"), f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"],
             env=environ, capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip

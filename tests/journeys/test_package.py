@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import own_mounts
+
 ROOT = Path(__file__).parents[2]
 
 MACHINE = """
@@ -76,7 +78,7 @@ def test_a_package_is_built_installed_used_and_purged(tmp_path: Path) -> None:
     (package,) = tmp_path.glob("*.deb")
     (tmp_path / "machine").mkdir()
     used = subprocess.run(
-        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", MACHINE, "sh",
+        [*own_mounts(tmp_path, "--pid", "--fork", "--kill-child"), "sh", "-c", MACHINE, "sh",
          str(tmp_path / "machine"), str(package), USE],
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -64,21 +64,21 @@ class Disks:
         """Mount one image of each region, or what becomes of a copy of it; afterwards neither is mounted."""
         try:
             for region, number in zip(REGIONS, (east, west), strict=True):
+                image = self._mounted(region, number)
                 if not number:
-                    mount("-o", "loop", self.image(region, 0), self.place(region))
+                    mount("-o", "loop", image, self.place(region))
                 else:  # which can be mounted here, as the image was
-                    arguments = "-o", "loop", self._again(region, number), self.place(region)
-                    subprocess.run(["mount", *arguments], check=True)
+                    copy = ["cp", "--sparse=always", self.image(region, number), image]
+                    subprocess.run(copy, check=True)
+                    subprocess.run(["mount", "-o", "loop", image, self.place(region)], check=True)
             yield
         finally:
-            for region in REGIONS:
-                clear_whole(self.place(region))
+            for region, number in zip(REGIONS, (east, west), strict=True):
+                clear_whole(self._mounted(region, number), self.place(region))
 
-    def _again(self, region: str, number: int) -> Path:
-        """A copy of a copy, to be written to."""
-        target = self.home / f"{region}.img"
-        subprocess.run(["cp", "--sparse=always", self.image(region, number), target], check=True)
-        return target
+    def _mounted(self, region: str, number: int) -> Path:
+        """What is mounted for an image: the one in use, or a copy of a copy, to be written to."""
+        return self.home / f"{region}.img" if number else self.image(region, 0)
 
     def copy(self) -> None:
         """Copy both images as they are. Copied again where the kernel wrote meanwhile: that would be no instant."""
