@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 
 from fsrepl.capture import schedule
@@ -11,8 +12,10 @@ from fsrepl.region.change_queue import WatchLimit
 from fsrepl.region.region import Region
 from fsrepl.storage import staging
 from fsrepl.storage.bucket import BARRIER, OpenBucket
+from fsrepl.storage.fs import NO_SPACE
 
-# -- the barrier
+_TAKES_NO_FILE = NO_SPACE | {errno.EROFS}
+"""Errors of a filesystem on which not even an empty file can be created."""
 
 
 def watch_barrier(region: Region, state: BucketState, bucket: OpenBucket) -> None:
@@ -52,12 +55,16 @@ def pass_barrier(region: Region, state: BucketState, timeout_s: float) -> int:
 def _next_epoch(region: Region, state: BucketState, timeout_s: float) -> int:
     watcher = region.engine.watcher
     assert watcher is not None
-    if not state.scan_times.has_barrier:
-        with state.bucket.open() as bucket:
-            watch_barrier(region, state, bucket)
-    if state.scan_times.has_barrier:
-        return _read_sentinel(region, state, timeout_s)
-    # No watch is available even for the sentinel: changes made before now are found by a scan that begins now.
+    try:
+        if not state.scan_times.has_barrier:
+            with state.bucket.open() as bucket:
+                watch_barrier(region, state, bucket)
+        if state.scan_times.has_barrier:
+            return _read_sentinel(region, state, timeout_s)
+    except OSError as error:
+        if error.errno not in _TAKES_NO_FILE:
+            raise
+    # There is neither a watch nor room for a sentinel: changes made before now are found by a scan that begins now.
     schedule.begin(region, state, arrived=True)
     return watcher.begin_epoch()
 

@@ -20,6 +20,7 @@ from fsrepl.commands.services import ServiceFacts
 from fsrepl.model.address import region_of
 from fsrepl.model.amounts import counted, duration_text, size_text
 from fsrepl.storage import privacy
+from fsrepl.storage.fs import NO_SPACE
 
 _QUEUE_MIN = 16384
 _WATCHES_MIN = 524_288
@@ -290,7 +291,7 @@ def _writable(facts: Facts, region: Region) -> Iterator[Finding]:
             Level.ERROR, "region", name, f"{path} is on a read-only filesystem ({region['mount']})",
             f"`mount -o remount,rw {region['mount']}`; if that fails, see the kernel's log for errors of the disk",
         )  # fmt: skip
-    elif region["errno"] in (errno.ENOSPC, errno.EDQUOT):
+    elif region["errno"] in NO_SPACE:
         yield Finding(
             Level.ERROR, "region", name, f"{path} is full: no file can be created there",
             f"remove files there; deliveries continue by themselves{_room(facts, region)}",

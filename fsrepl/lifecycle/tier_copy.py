@@ -22,12 +22,11 @@ from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
 from fsrepl.storage import compression, record_homes, staging, tiers
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import DOES_NOT_FIT, UNSUPPORTED
+from fsrepl.storage.fs import DOES_NOT_FIT, NO_SPACE, UNSUPPORTED
 
 _PART_BYTES = 64 << 20
 _MARK = attributes.OURS + "copied"
 """An attribute of an unfinished copy: the bytes of content that it has, and its size with these."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Pace(Struct):
@@ -103,7 +102,7 @@ def is_whole_copy(bucket: OpenBucket, version: Version, fd: int, to: Target, pac
             raise Unavailable("the copy does not match its version; it is made again")
         return False
     except OSError as error:
-        keeps = large and error.errno not in _FULL
+        keeps = large and error.errno not in NO_SPACE
         raise
     finally:
         bucket.fs.close(new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from fsrepl.capture import schedule
-from fsrepl.capture.barrier import pass_barrier
+from fsrepl.capture.barrier import pass_barrier, watch_barrier
 from fsrepl.capture.watch import NoWatches
 from fsrepl.region.change_queue import ARRIVED, GONE, DirectoryEvent
 from fsrepl.region.scan_queue import Scan, Scans
-from tests.doubles import DeafWatcher
+from tests.doubles import DeafWatcher, FailingFs
 from tests.world import DESTINATION, SOURCE, World
 
 # -- which scan is next
@@ -127,6 +128,25 @@ def barrier(world: World) -> int:
     epoch = pass_barrier(world.region(), world.state(), 1.0)
     assert epoch > 0
     return epoch
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_barrier_needs_no_room_on_the_disk(tmp_path: Path, number: int) -> None:
+    """G7: where not even the sentinel can be created, `wait` waits for a scan, and needs no room to tell the truth."""
+    fs = FailingFs(1 << 60, number)
+    with World(tmp_path, fs=fs) as world:
+        world.engine.watcher = DeafWatcher()
+        world.write("k", b"one")
+        world.settle()
+        with world.state().bucket.open() as bucket:
+            watch_barrier(world.region(), world.state(), bucket)
+        assert not world.state().scans
+        fs.calls_left, fs.for_ever = 0, True
+        epoch = barrier(world)
+        assert fs.failed
+        assert world.state().scans.is_pending(epoch)
+        settle_scans(world)
+        assert not world.state().scans.is_pending(epoch)
 
 
 def settle_scans(world: World) -> None:
