@@ -21,7 +21,7 @@ from fsrepl.model import digests, keys
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries
-from fsrepl.remote import client, small_put
+from fsrepl.remote import client, puts
 from fsrepl.remote.bucket import RemoteBucket
 from fsrepl.remote.elsewhere import Elsewhere
 from fsrepl.remote.failures import Absent, ServiceRefused
@@ -85,7 +85,7 @@ def _look_at(site: Site, service: Elsewhere) -> ServiceFacts:
                 why = str(error)
         place = service.place_of(address)
         buckets.append({"address": address, "versioning": versioning, "trouble": why, "place": place})
-    slowed = small_put.lacking() if service.name in site.services else ""
+    slowed = puts.lacking() if service.name in site.services else ""
     return {"name": service.name, "url": service.url, "trouble": trouble, "slowed": slowed, "buckets": buckets}
 
 

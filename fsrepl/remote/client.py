@@ -2,14 +2,13 @@
 
 A request is sent once: an answer that was lost may still have made a version, so that only a caller that has looked
 sends it again. The time limits are those of a service that hangs; a slow transfer that moves is waited for. Small
-objects are put by small_put.py, once botocore has put one to their bucket.
+objects and parts are put by puts.py, once botocore has put one to their bucket.
 """
 
 from __future__ import annotations
 
 import errno
 import functools
-import io
 import os
 import stat
 import threading
@@ -17,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fsrepl.errors import FsreplError, Unavailable, Usage
-from fsrepl.remote import small_put
+from fsrepl.remote import puts
 from fsrepl.remote.failures import CREDENTIALS, ServiceAway, error_of, tls_trouble, words_of
-from fsrepl.remote.small_put import Connections, Way
+from fsrepl.remote.puts import Body, Connections, Way
 from fsrepl.settings import EndpointSettings
 
 _CONNECT_S, _READ_S = 10, 60
@@ -37,9 +36,9 @@ class Client:
         self._made: Any = None
         self._credentials: Any = None
         self._connections: Connections | None = None
-        """The connections on which small objects are put; None where botocore puts all by itself."""
+        """The connections on which objects and parts are put; None where botocore puts all by itself."""
         self._ways: dict[str, Way | None] = {}
-        """By bucket, how small objects are put; None where that is left to botocore."""
+        """By bucket, how that is done; None where it is left to botocore."""
         self._sent = threading.local()
 
     @property
@@ -56,8 +55,8 @@ class Client:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            if small_put.is_small(operation, params):
-                return self._put_small(client, params)
+            if puts.is_put(operation, params):
+                return self._put(client, operation, params)
             answer: Answer = getattr(client, operation)(**params)
             return answer
         except ClientError as error:
@@ -77,18 +76,20 @@ class Client:
             if self._made is client:
                 self._made = None
 
-    def _put_small(self, client: Any, params: Mapping[str, Any]) -> Answer:
-        """Put a small object; as botocore does the first time, and where a bucket has moved."""
+    def _put(self, client: Any, operation: str, params: Mapping[str, Any]) -> Answer:
+        """Put an object or a part; as botocore does the first time, and where a bucket has moved."""
         bucket = params["Bucket"]
         if (way := self._ways.get(bucket)) is not None:
             assert self._connections is not None
-            answer = self._connections.put(way, self._credentials, params)
+            answer = self._connections.put(way, self._credentials, operation, params)
             if answer is not None:
                 return answer
             self._ways.pop(bucket, None)
-        made: Answer = client.put_object(**params)
+        made: Answer = getattr(client, operation)(**params)
         if bucket not in self._ways and self._connections is not None:
-            self._ways[bucket] = small_put.way_of(params["Key"], self._sent.request.url, self._sent.request.headers)
+            sent = self._sent.request
+            url = sent.url.partition("?")[0] if operation == "upload_part" else sent.url
+            self._ways[bucket] = puts.way_of(params["Key"], url, sent.headers)
         return made
 
     def content(self, **params: Any) -> Iterator[bytes]:
@@ -161,20 +162,15 @@ class Client:
         except BotoCoreError as error:
             raise self._unreachable(error) from error
         session = getattr(getattr(client, "_endpoint", None), "http_session", None)
-        self._connections = small_put.connections(session, _CONNECT_S, _READ_S)
+        self._connections = puts.connections(session, _CONNECT_S, _READ_S)
         client.meta.events.register("before-send.s3.PutObject", self._note_request)
+        client.meta.events.register("before-send.s3.UploadPart", self._note_request)
         client.meta.events.register("before-send.s3", _note_sent)
         return client
 
     def _note_request(self, request: Any, **_: object) -> None:
         """Keep the request that this thread has just made ready."""
         self._sent.request = request
-
-
-class Body(io.RawIOBase):
-    """The body of a request, which knows when it is sent: before that, a signature may read all of it."""
-
-    is_sent = False
 
 
 def _note_sent(request: Any, **_: object) -> None:

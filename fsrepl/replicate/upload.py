@@ -1,9 +1,9 @@
 """The content of a version -> an object of an S3 service: read, verified, and sent in one request or in parts.
 
-Content is read from the source's store and compared with its BLAKE3 before it is sent, and the service compares what
-arrives with an MD5 and a SHA-256. A service that was seen to accept wrong ones is not believed: what it has is read
-back. Large content is sent in parts. The upload's id is in the journal, so that a restart sends only the parts that
-are missing.
+Content is read from the source's store and compared with its BLAKE3 before an object is made of it, and the service
+compares what arrives with an MD5 and a SHA-256. A service that was seen to accept wrong ones is not believed: what it
+has is read back. Large content is read once, and sent in parts, of which an object is made at the end. The upload's id
+is in the journal, so that a restart sends only the parts that are missing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 
 from blake3 import blake3
 from msgspec import Struct
@@ -22,14 +22,15 @@ from fsrepl.model.version import Version
 from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
 from fsrepl.remote.bucket import Part, RemoteBucket, Sums, sums_of
-from fsrepl.remote.client import Body
 from fsrepl.remote.failures import Absent, ServiceRefused
 from fsrepl.remote.form import Form
+from fsrepl.remote.puts import Body
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 
 PART_MIN_BYTES = 5 << 20
-_PART_BYTES = 16 << 20
+_PART_BYTES = 8 << 20
+"""Of parts up to this size, one more than are sent at once are in memory."""
 PARTS_MAX = 10_000
 _PARTS_AT_ONCE = 4
 _CHUNK = 1 << 20
@@ -49,7 +50,8 @@ class Section(Body):
     ) -> None:
         """read_at: reads at most a number of bytes from a position of the file. claim: waits until so many may be
         sent."""
-        self._read_at, self._start, self._size, self._at, self._claim = read_at, start, size, 0, claim
+        self.read_at = read_at
+        self._start, self._size, self._at, self._claim = start, size, 0, claim
 
     def readable(self) -> bool:
         return True
@@ -59,7 +61,7 @@ class Section(Body):
 
     def read(self, size: int = -1) -> bytes:
         left = self._size - self._at
-        data = self._read_at(left if size < 0 else min(size, left), self._start + self._at)
+        data = self.read_at(left if size < 0 else min(size, left), self._start + self._at)
         self._at += len(data)
         if self.is_sent:
             self._claim(len(data))
@@ -147,13 +149,13 @@ def _opened(upload: Upload) -> Iterator[Section]:
     except FileNotFoundError as error:
         raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
     try:
-        yield _section(upload, fd, 0, version.size)
+        yield _section(upload, lambda count, at: source.fs.read_at(fd, count, at), 0, version.size)
     finally:
         source.fs.close(fd)
 
 
-def _section(upload: Upload, fd: int, start: int, size: int) -> Section:
-    """A section of an open file, which is sent no faster than the limit allows.
+def _section(upload: Upload, read_at: Callable[[int, int], bytes], start: int, size: int) -> Section:
+    """A section of some content, which is sent no faster than the limit allows. read_at: as of a Section.
 
     A request reads blocks of 16 KiB. They are claimed a tenth of a second's at a time: each wait may be a little too
     long.
@@ -175,7 +177,17 @@ def _section(upload: Upload, fd: int, start: int, size: int) -> Section:
             raise _stopped()
         claimed += more
 
-    return Section(lambda count, at: fs.read_at(fd, count, at), start, size, claim)
+    return Section(read_at, start, size, claim)
+
+
+def _part(upload: Upload, section: Section, start: int, size: int) -> Section:
+    """A part of an open file's section, in memory unless it is larger than usual. Raises Failed where it is cut off."""
+    if size > _PART_BYTES:
+        return _section(upload, section.read_at, start, size)
+    data = section.read_at(size, start)
+    if len(data) != size:
+        raise _damaged()
+    return _section(upload, lambda count, at: data[at : at + count], 0, size)
 
 
 def _stopped() -> Unavailable:
@@ -213,12 +225,6 @@ def part_bytes(size: int, rate: float) -> int:
 
 def _send_in_parts(upload: Upload, section: Section) -> str:
     bucket, version, name = upload.bucket, upload.version, upload.name
-    whole = blake3()
-    for chunk in section.chunks():
-        whole.update(chunk)
-        _stop_if_asked(upload)
-    if whole.digest() != version.digest:
-        raise _damaged()
     there = bucket.parts(name, upload.upload) if upload.upload else None
     upload_id = upload.upload
     if there is None:
@@ -230,7 +236,10 @@ def _send_in_parts(upload: Upload, section: Section) -> str:
     size = size if size >= PART_MIN_BYTES else part_bytes(version.size, upload.limiter.rate)
     if -(-version.size // size) > PARTS_MAX:
         size = part_bytes(version.size, upload.limiter.rate)
-    parts = _send_parts(upload, upload_id, size, there or {})
+    parts, digest = _send_parts(upload, section, upload_id, size, there or {})
+    if digest != version.digest:
+        _give_up(upload, upload_id)
+        raise _damaged()
     try:
         return bucket.end_upload(name, upload_id, parts)
     except Absent as error:
@@ -239,54 +248,75 @@ def _send_in_parts(upload: Upload, section: Section) -> str:
     except ServiceRefused as error:
         if error.reason != _PART_LOST:
             raise
-        with contextlib.suppress(Absent):
-            bucket.abort_upload(name, upload_id)
-        upload.note_upload("")
+        _give_up(upload, upload_id)
         raise Unavailable(f"{bucket.address} has lost a part of {name} ({error.words}); it begins again") from error
 
 
-def _send_parts(upload: Upload, upload_id: str, size: int, there: dict[int, Part]) -> list[Part]:
-    total, source, version = upload.version.size, upload.source, upload.version
-    numbers = range(1, -(-total // size) + 1)
-    parts: dict[int, Part] = {}
+def _give_up(upload: Upload, upload_id: str) -> None:
+    """Have the service remove the parts that have arrived, of which no object is to be made."""
+    with contextlib.suppress(Absent):
+        upload.bucket.abort_upload(upload.name, upload_id)
+    upload.note_upload("")
+
+
+def _send_parts(
+    upload: Upload, section: Section, upload_id: str, size: int, there: dict[int, Part]
+) -> tuple[list[Part], bytes]:
+    """Send the parts that are not there; all parts, and the BLAKE3 of what was read for them.
+
+    The content is read once, in order: a part is hashed and sent from memory, some at a time. Only a part larger than
+    usual, of a very large object, is read again to be sent.
+    """
+    total = upload.version.size
+    whole, parts, waiting = blake3(), dict[int, Part](), set[Future[tuple[Part, int]]]()
     done = 0
 
-    def send_part(number: int) -> tuple[Part, int]:
-        start = (number - 1) * size
-        length = min(size, total - start)
-        fd = versions.open_content(source, version)
-        try:
-            section = _section(upload, fd, start, length)
-            md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-            for chunk in section.chunks():
-                md5.update(chunk)
-                sha256.update(chunk)
-            _stop_if_asked(upload)
-            known = there.get(number)
-            if known is not None and known.size == length and known.etag.strip('"') == md5.hexdigest():
-                return known, length
-            sums = Sums(md5.digest(), sha256.digest())
-            return upload.bucket.put_part(upload.name, upload_id, number, section, length, sums), length
-        except Unavailable:
-            _stop_if_asked(upload)  # then the request was left in the middle, and the service is not away
-            raise
-        finally:
-            source.fs.close(fd)
+    def note(arrived: Iterable[Future[tuple[Part, int]]]) -> None:
+        nonlocal done
+        for each in arrived:
+            part, length = each.result()
+            parts[part.number] = part
+            done += length
+            if upload.progress is not None:
+                upload.progress.came_to(done)
 
-    with ThreadPoolExecutor(_PARTS_AT_ONCE if not upload.limiter.rate else 1) as pool:
-        waiting = [pool.submit(send_part, number) for number in numbers]
+    at_once = _PARTS_AT_ONCE if not upload.limiter.rate else 1
+    with ThreadPoolExecutor(at_once) as pool:
         try:
-            for future in as_completed(waiting):
-                part, length = future.result()
-                parts[part.number] = part
-                done += length
-                if upload.progress is not None:
-                    upload.progress.came_to(done)
+            for number in range(1, -(-total // size) + 1):
+                _stop_if_asked(upload)
+                start = (number - 1) * size
+                part = _part(upload, section, start, min(size, total - start))
+                for chunk in part.chunks():
+                    whole.update(chunk)
+                waiting.add(pool.submit(_send_part, upload, upload_id, number, part, there.get(number)))
+                if len(waiting) > at_once:
+                    arrived, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    note(arrived)
+            note(as_completed(waiting))
         except BaseException:
             for future in waiting:
                 future.cancel()
             raise
-    return [parts[number] for number in numbers]
+    return [parts[number] for number in sorted(parts)], whole.digest()
+
+
+def _send_part(upload: Upload, upload_id: str, number: int, section: Section, known: Part | None) -> tuple[Part, int]:
+    """Send a part, if the known one is another; the part, and its size."""
+    length = len(section)
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    for chunk in section.chunks():
+        md5.update(chunk)
+        sha256.update(chunk)
+    _stop_if_asked(upload)
+    if known is not None and known.size == length and known.etag.strip('"') == md5.hexdigest():
+        return known, length
+    try:
+        sums = Sums(md5.digest(), sha256.digest())
+        return upload.bucket.put_part(upload.name, upload_id, number, section, length, sums), length
+    except Unavailable:
+        _stop_if_asked(upload)  # then the request was left in the middle, and the service is not away
+        raise
 
 
 def _stop_if_asked(upload: Upload) -> None:

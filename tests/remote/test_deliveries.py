@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,15 @@ from fsrepl.remote.bucket import RemoteBucket
 from fsrepl.remote.client import Client
 from fsrepl.remote.failures import ServiceAway
 from fsrepl.replicate import upload
+from fsrepl.replicate.upload import Section
+from fsrepl.storage.fs import Fs
 from tests.backfills import deliver_late
 from tests.between import Between, Cut, by_service
 from tests.radosgw import only_with_radosgw
 from tests.region.test_limiter import Time, assert_rate
 from tests.remote.conftest import EACH
 from tests.services import THERE, RemoteWorld, Service, current, found_in, sidecars
+from tests.stored import stored
 from tests.world import SOURCE
 
 
@@ -430,6 +432,47 @@ def test_a_service_that_adds_no_second_marker(
         assert sum(row.marker for row in bucket.all_versions()) == 1
 
 
+def test_large_content_is_read_once(tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G3, section 9: its BLAKE3, the checksums of its parts and what is sent come of one reading."""
+    service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        read_at, read = Fs.read_at, list[int]()
+
+        def noted(self: Fs, fd: int, size: int, at: int) -> bytes:
+            data = read_at(self, fd, size, at)
+            if "/.fsrepl/versions/big;" in os.readlink(f"/proc/self/fd/{fd}"):
+                read.append(len(data))
+            return data
+
+        monkeypatch.setattr(Fs, "read_at", noted)
+        world.write("big", os.urandom(20 << 20))
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert sum(read) == 20 << 20
+
+
+def test_of_a_large_version_that_is_damaged_no_object_is_made(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G2, G3: all of its parts had arrived when the last one was read, and are removed."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        begin_upload = RemoteBucket.begin_upload
+
+        def damaged(self: RemoteBucket, *args: Any, **more: Any) -> str:
+            with stored(world, "big").open("r+b") as file:
+                file.seek(19 << 20)
+                file.write(b"damaged")
+            return begin_upload(self, *args, **more)
+
+        monkeypatch.setattr(RemoteBucket, "begin_upload", damaged)
+        world.write("big", os.urandom(20 << 20))
+        world.settle()
+        assert world.statuses() == {Status.FAILED}
+        assert not found_in(bucket)
+        assert not bucket.client.call("list_multipart_uploads", Bucket=bucket.name).get("Uploads")
+
+
 @EACH
 def test_large_content_goes_in_parts_and_is_resumed(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
@@ -609,20 +652,22 @@ def test_a_limit_holds_for_what_is_under_way(tmp_path: Path, service: Service) -
 def test_what_is_sent_to_a_service_keeps_the_limit_in_any_ten_seconds(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Settings, limit: within 5 %, by the bytes on the line, in parts of 5 MiB and in one request; a signature that
+    """Settings, limit: within 5 %, by what the connection takes, in parts of 5 MiB and in one request; a signature that
     reads the content first is no sending."""
     service.make_bucket()
-    time, rate, real = Time(), 700 << 10, HTTPConnection.send
+    time, rate, real = Time(), 700 << 10, Section.read
     sent: list[tuple[float, int]] = []
 
     def oversleep(seconds: float) -> None:
         time.sleep(seconds + 0.002)
 
-    def send(connection: HTTPConnection, data: bytes) -> None:
-        sent.append((time.now_s, len(data)))
-        real(connection, data)
+    def read(section: Section, size: int = -1) -> bytes:
+        data = real(section, size)
+        if section.is_sent:
+            sent.append((time.now_s, len(data)))
+        return data
 
-    monkeypatch.setattr(HTTPConnection, "send", send)
+    monkeypatch.setattr(Section, "read", read)
     with RemoteWorld(tmp_path, service) as world:
         found = world.engine.limiter = Limiter(rate, time, oversleep)
         for name, size in (("in parts", 24 << 20), ("in one", 7 << 20)):

@@ -337,7 +337,7 @@ def test_a_bucket_that_keeps_no_versions_any_more_gets_one_object_at_most(tmp_pa
 
 
 def test_a_proxy_is_used_for_every_request(tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HTTP_PROXY, as every program reads it, for botocore's requests and for those that small_put.py makes."""
+    """HTTP_PROXY, as every program reads it, for botocore's requests and for those that puts.py makes."""
     bucket = service.make_bucket()
     with Between(service.port) as between:
         for name in ("NO_PROXY", "no_proxy"):

@@ -9,18 +9,20 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, Unavailable
 from fsrepl.model.version import Status
-from fsrepl.remote import small_put
+from fsrepl.remote import puts
 from fsrepl.remote.bucket import RemoteBucket, sums_of
 from fsrepl.remote.failures import ServiceAway
+from fsrepl.remote.puts import Body
+from fsrepl.replicate.upload import Section
 from tests.between import CUT, Between, Cut, Reply, Request, by_service, refusal
 from tests.remote.conftest import EACH
 from tests.services import KEYS, RemoteWorld, Service, current, found_in
@@ -62,6 +64,52 @@ def test_a_put_is_what_botocore_sends(service: Service, name: str) -> None:
         assert by_us.headers["authorization"] == signed_by_botocore(by_us, between.url + by_us.target)
 
 
+def test_a_part_is_what_botocore_sends(service: Service) -> None:
+    """G3: with the same checksums and the same place; its content is not read again for the signature."""
+    service.make_bucket()
+    with Between(service.port) as between:
+        bucket, data, reads = service.bucket(url=between.url), os.urandom(300_000), list[bool]()
+
+        def read_at(count: int, at: int) -> bytes:
+            reads.append(section.is_sent)
+            return data[at : at + count]
+
+        upload = bucket.begin_upload("a b", {}, tags={}, storage_class="STANDARD")
+        between.requests.clear()
+        for number in (1, 2):  # the first one is botocore's
+            section = Section(read_at, 0, len(data), lambda _: None)
+            assert bucket.put_part("a b", upload, number, section, len(data), sums_of(data)).etag
+            if number == 1:
+                reads.clear()
+        assert all(reads)
+        by_botocore, by_us = between.requests
+        assert "expect" in by_botocore.headers
+        assert "expect" not in by_us.headers
+        assert by_us.body == by_botocore.body == data
+        assert by_us.path == by_botocore.path
+        assert parse_qs(by_us.target.partition("?")[2]) == {"partNumber": ["2"], "uploadId": [upload]}
+        headers = [{n: v for n, v in each.headers.items() if n not in VARYING} for each in (by_us, by_botocore)]
+        assert headers[0] == headers[1]
+        assert by_us.headers["authorization"] == signed_by_botocore(by_us, between.url + by_us.target)
+
+
+def test_what_stops_the_reading_of_a_part_stops_its_sending(service: Service) -> None:
+    """Section 4, limit: a stop comes in the middle of a part, and the service has not got it."""
+    service.make_bucket()
+    with Between(service.port) as between:
+        bucket = service.bucket(url=between.url)
+        put(bucket, "k")
+
+        def claim(_: int) -> None:
+            raise Unavailable("stopped")
+
+        upload = bucket.begin_upload("big", {}, tags={}, storage_class="STANDARD")
+        section = Section(lambda count, at: bytes(count), 0, 5 << 20, claim)
+        with pytest.raises(Unavailable, match="stopped"):
+            bucket.put_part("big", upload, 1, section, 5 << 20, sums_of(bytes(5 << 20)))
+        assert not bucket.parts("big", upload)
+
+
 @pytest.mark.parametrize("service", ["ministack"], indirect=True)
 def test_a_small_file_is_one_request(tmp_path: Path, service: Service) -> None:
     """Where the service is believed, the answer to the put says all that is needed: no second request follows it."""
@@ -93,7 +141,7 @@ def test_many_small_files_arrive_whole(tmp_path: Path, service: Service) -> None
     """G3, G5: all after the first go the short way, up to the largest that do."""
     bucket = service.make_bucket()
     wanted = {f"d{n % 3}/ü{n}": os.urandom(n * 17) for n in range(40)}
-    wanted |= {f"larger{n}": os.urandom(small_put.SMALL_MAX_BYTES - n * 60_000) for n in range(4)}
+    wanted |= {f"larger{n}": os.urandom(puts.SMALL_MAX_BYTES - n * 60_000) for n in range(4)}
     with RemoteWorld(tmp_path, service) as world:
         for name, data in wanted.items():
             world.write(name, data)
@@ -167,7 +215,7 @@ def test_a_bucket_that_is_elsewhere_now_is_asked_for_by_botocore(service: Servic
 def test_what_is_signed_in_another_way_is_left_to_botocore() -> None:
     """As in S3 Express, or by an older signature, or where the bucket's URL does not end in the name."""
     good = {"Authorization": b"AWS4-HMAC-SHA256 Credential=AKIA/20261129/eu-west-1/s3/aws4_request, Signed"}
-    assert small_put.way_of("a b", "http://b.x/a%20b", good) == small_put.Way("http://b.x/", "eu-west-1", "")
+    assert puts.way_of("a b", "http://b.x/a%20b", good) == puts.Way("http://b.x/", "eu-west-1", "")
     for url, headers in (
         ("http://b.x/a%20b", {"Authorization": b"AWS AKIA:abc"}),
         ("http://b.x/a%20b", {"Authorization": good["Authorization"].replace(b"/s3/", b"/s3express/")}),
@@ -175,7 +223,7 @@ def test_what_is_signed_in_another_way_is_left_to_botocore() -> None:
         ("http://b.x/other", good),
         ("http://b.x/a%20b", {}),
     ):
-        assert small_put.way_of("a b", url, headers) is None
+        assert puts.way_of("a b", url, headers) is None
 
 
 def test_a_botocore_of_another_make_puts_all_by_itself(service: Service) -> None:
@@ -241,13 +289,16 @@ def test_a_connection_is_kept_for_whichever_thread_puts_next(service: Service) -
 def test_a_large_body_is_left_to_botocore() -> None:
     """A stream, and what a server may want to refuse before it is sent."""
     params = {"Bucket": "b", "Key": "k", "Body": b"x", "Metadata": {}}
-    assert small_put.is_small("put_object", params)
-    assert not small_put.is_small("put_object", params | {"Body": b"x" * (small_put.SMALL_MAX_BYTES + 1)})
-    assert not small_put.is_small("put_object", params | {"ACL": "private"})
-    assert not small_put.is_small("upload_part", params)
-    assert small_put.is_small("put_object", params | {"Key": ".a/b./...c/..."})
+    assert puts.is_put("put_object", params)
+    assert not puts.is_put("put_object", params | {"Body": b"x" * (puts.SMALL_MAX_BYTES + 1)})
+    assert not puts.is_put("put_object", params | {"ACL": "private"})
+    assert not puts.is_put("upload_part", params)
+    part = {"Bucket": "b", "Key": "k", "Body": Body(), "UploadId": "u", "PartNumber": 1, "ContentLength": 9}
+    assert puts.is_put("upload_part", part)
+    assert not puts.is_put("upload_part", part | {"RequestPayer": "requester"})
+    assert puts.is_put("put_object", params | {"Key": ".a/b./...c/..."})
     for name in (".", "../k", "a/./k", "a/.."):
-        assert not small_put.is_small("put_object", params | {"Key": name})
+        assert not puts.is_put("put_object", params | {"Key": name})
 
 
 def test_credentials_that_are_renewed_are_used(service: Service) -> None:
