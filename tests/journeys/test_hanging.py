@@ -42,6 +42,10 @@ def test_a_region_that_never_answers_delays_nothing_else(tmp_path: Path, place: 
             assert [each["Key"] for each in site.json("ls", OTHER)["Contents"]] == ["k"]
             assert site.json("why", f"{OTHER}/k")["Deliveries"][0]["Status"] == "COMPLETED"
             assert "no answer" in site.run("doctor").out
+            for command, address in (("ls", hung[0]["bucket"]), ("head", f"{hung[0]['bucket']}/k")):
+                said = site.run(command, address)
+                assert said.code == 1
+                assert "no answer in 1 s" in said.err
             assert site.stop() == 0
         assert not os.path.ismount(site.regions[place])
         site.start()
