@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from functools import partial
 
 from blake3 import blake3
 from msgspec import Struct
@@ -30,10 +32,13 @@ from fsrepl.storage.bucket import OpenBucket
 
 PART_MIN_BYTES = 5 << 20
 _PART_BYTES = 8 << 20
-"""Of parts up to this size, one more than are sent at once are in memory."""
+"""Parts up to this size are sent from memory."""
+_PLACES = threading.BoundedSemaphore(8)
+"""Places for parts in memory, for all uploads of the process. One upload takes at most six."""
 PARTS_MAX = 10_000
 _PARTS_AT_ONCE = 4
 _CHUNK = 1 << 20
+_LOOK_S = 0.5
 _ONE_MAX_BYTES = 1 << 30
 """Content of this size goes in parts even where the settings do not call it large: S3 takes 5 GB in one request."""
 _PART_LOST = "InvalidPart"
@@ -286,10 +291,13 @@ def _send_parts(
             for number in range(1, -(-total // size) + 1):
                 _stop_if_asked(upload)
                 start = (number - 1) * size
-                part = _part(upload, section, start, min(size, total - start))
-                for chunk in part.chunks():
-                    whole.update(chunk)
-                waiting.add(pool.submit(_send_part, upload, upload_id, number, part, there.get(number)))
+                with _place(upload) as place:
+                    part = _part(upload, section, start, min(size, total - start))
+                    for chunk in part.chunks():
+                        whole.update(chunk)
+                    sent = pool.submit(_send_part, upload, upload_id, number, part, there.get(number))
+                    sent.add_done_callback(partial(_leave, place.pop_all()))
+                waiting.add(sent)
                 if len(waiting) > at_once:
                     arrived, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     note(arrived)
@@ -299,6 +307,21 @@ def _send_parts(
                 future.cancel()
             raise
     return [parts[number] for number in sorted(parts)], whole.digest()
+
+
+@contextlib.contextmanager
+def _place(upload: Upload) -> Iterator[contextlib.ExitStack]:
+    """A place for a part in memory, once there is one; left at the end of the block, or of whatever the stack is given
+    to. Raises Unavailable when the upload is to stop."""
+    while not _PLACES.acquire(timeout=_LOOK_S):
+        _stop_if_asked(upload)
+    with contextlib.ExitStack() as place:
+        place.callback(_PLACES.release)
+        yield place
+
+
+def _leave(place: contextlib.ExitStack, _: Future[tuple[Part, int]]) -> None:
+    place.close()
 
 
 def _send_part(upload: Upload, upload_id: str, number: int, section: Section, known: Part | None) -> tuple[Part, int]:

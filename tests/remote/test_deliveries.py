@@ -6,6 +6,7 @@ import base64
 import json
 import os
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 import pytest
@@ -449,6 +450,34 @@ def test_large_content_is_read_once(tmp_path: Path, service: Service, monkeypatc
         world.settle()
         assert world.statuses() == {Status.COMPLETED}
         assert sum(read) == 20 << 20
+
+
+def test_parts_of_all_uploads_share_the_places_in_memory(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Section 9: several large objects at once take no more memory than one; each place is left, also by a part that is
+    refused."""
+    bucket, put_part = service.make_bucket(), RemoteBucket.put_part
+    places, most, refused = BoundedSemaphore(2), list[int](), iter([True])
+
+    def noted(self: RemoteBucket, *args: Any) -> Any:
+        most.append(2 - places._value)
+        if next(refused, False):
+            raise ServiceAway("cut")
+        return put_part(self, *args)
+
+    monkeypatch.setattr(upload, "_PLACES", places)
+    monkeypatch.setattr(RemoteBucket, "put_part", noted)
+    wanted = {name: os.urandom(1 << 20) * 24 for name in ("a", "b", "c")}
+    with RemoteWorld(tmp_path, service) as world:
+        for name, data in wanted.items():
+            world.write(name, data)
+        world.settle()
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert current(bucket) == wanted
+    assert max(most) == 2
+    assert places._value == 2
 
 
 def test_of_a_large_version_that_is_damaged_no_object_is_made(
