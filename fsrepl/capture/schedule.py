@@ -261,6 +261,7 @@ def _step(region: Region, state: BucketState) -> None:
             region.changes.add(scan.address, closed, scan.epoch, FOUND)
             state.scans.done(scan)
             state.looked_through(scan)
+            _report_polled(state)
             if not scan.top:
                 _finished(state, scan)
                 engine.notify()
@@ -269,7 +270,7 @@ def _step(region: Region, state: BucketState) -> None:
 def _finished(state: BucketState, scan: Scan) -> None:
     """Note that a whole bucket was scanned."""
     state.scan_times.began_ns = scan.began_ns
-    address, polled = state.bucket.address, len(state.trouble.polled)
+    address = state.bucket.address
     if not state.is_scanned:
         log.info(
             "scanned bucket=%s directories=%d files=%d changed=%d",
@@ -277,11 +278,17 @@ def _finished(state: BucketState, scan: Scan) -> None:
         )  # fmt: skip
     elif scan.queued:
         log.info("scan found bucket=%s changed=%d", address, scan.queued)
+    state.phase = Phase.ONLINE
+    state.views.look_for_links()
+
+
+def _report_polled(state: BucketState) -> None:
+    """Log that the kernel gives no more watches, once until it does again."""
+    polled = len(state.trouble.polled)
     if polled and not state.scan_times.reported_polled:
         log.warning(
             "not watched bucket=%s directories=%d: the kernel gives no more watches; they are scanned every few "
             "seconds instead; `fsrepl doctor` shows how many are needed",
-            address, polled,
+            state.bucket.address, polled,
         )  # fmt: skip
-    state.phase, state.scan_times.reported_polled = Phase.ONLINE, bool(polled)
-    state.views.look_for_links()
+    state.scan_times.reported_polled = bool(polled)

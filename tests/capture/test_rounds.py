@@ -154,6 +154,21 @@ def settle_scans(world: World) -> None:
         pass
 
 
+def test_a_directory_that_comes_after_the_last_watch_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """G11: at once, and not at the next scan of the whole bucket; once, however many follow."""
+    with World(tmp_path) as world:
+        world.settle()
+        assert "not watched" not in caplog.text
+        world.engine.watcher = NoWatches()
+        for name in ("d", "e"):
+            world.write(f"{name}/k", b"one")
+            schedule.begin(world.region(), world.state(), name.encode())
+            settle_scans(world)
+            assert caplog.text.count(f"not watched bucket={SOURCE} directories=1: ") == 1
+
+
 def test_without_watches_every_directory_is_polled(blind: World) -> None:
     """P3, section 2: status names the polled directories, and a round finds all changes of files and directories."""
     blind.write("d/e/k", b"one")
