@@ -51,10 +51,10 @@ class Section(Body):
     """A section of an open file, as the body of a request."""
 
     def __init__(
-        self, read_at: Callable[[int, int], bytes], start: int, size: int, claim: Callable[[int], None]
+        self, read_at: Callable[[int, int], bytes], start: int, size: int, claim: Callable[[int], int]
     ) -> None:
-        """read_at: reads at most a number of bytes from a position of the file. claim: waits until so many may be
-        sent."""
+        """read_at: reads at most a number of bytes from a position of the file. claim: waits until some may be sent;
+        how many, at most the given number."""
         self.read_at = read_at
         self._start, self._size, self._at, self._claim = start, size, 0, claim
 
@@ -66,10 +66,11 @@ class Section(Body):
 
     def read(self, size: int = -1) -> bytes:
         left = self._size - self._at
-        data = self.read_at(left if size < 0 else min(size, left), self._start + self._at)
+        count = left if size < 0 else min(size, left)
+        if self.is_sent and count:
+            count = self._claim(count)
+        data = self.read_at(count, self._start + self._at)
         self._at += len(data)
-        if self.is_sent:
-            self._claim(len(data))
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -162,25 +163,26 @@ def _opened(upload: Upload) -> Iterator[Section]:
 def _section(upload: Upload, read_at: Callable[[int, int], bytes], start: int, size: int) -> Section:
     """A section of some content, which is sent no faster than the limit allows. read_at: as of a Section.
 
-    A request reads blocks of 16 KiB. They are claimed a tenth of a second's at a time: each wait may be a little too
-    long.
+    A tenth of a second's bytes are claimed at a time, however few a request reads at once, since each wait may be a
+    little too long; and no more are sent at once, however many it reads.
     """
     fs, limiter, progress = upload.source.fs, upload.limiter, upload.progress
     sent = claimed = 0
 
-    def claim(count: int) -> None:
+    def claim(count: int) -> int:
         nonlocal sent, claimed
+        if sent == claimed:
+            more = min(size - claimed, limiter.chunk_bytes(size)) or count  # the latter where it is sent once more
+            if progress is not None:
+                may_send = progress.claim(limiter, more)
+            else:
+                may_send = limiter.claim(more, lambda: fs.interrupted)
+            if not may_send:
+                raise _stopped()
+            claimed += more
+        count = min(count, claimed - sent)
         sent += count
-        if sent <= claimed:
-            return
-        more = max(sent - claimed, min(size - claimed, limiter.chunk_bytes(size)))
-        if progress is not None:
-            may_send = progress.claim(limiter, more)
-        else:
-            may_send = limiter.claim(more, lambda: fs.interrupted)
-        if not may_send:
-            raise _stopped()
-        claimed += more
+        return count
 
     return Section(read_at, start, size, claim)
 

@@ -678,13 +678,14 @@ def test_a_limit_holds_for_what_is_under_way(tmp_path: Path, service: Service) -
         assert 0 < len(begun) <= 2
 
 
+@pytest.mark.parametrize("rate", [100 << 10, 700 << 10])
 def test_what_is_sent_to_a_service_keeps_the_limit_in_any_ten_seconds(
-    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, rate: int
 ) -> None:
     """Settings, limit: within 5 %, by what the connection takes, in parts of 5 MiB and in one request; a signature that
     reads the content first is no sending."""
     service.make_bucket()
-    time, rate, real = Time(), 700 << 10, Section.read
+    time, real = Time(), Section.read
     sent: list[tuple[float, int]] = []
 
     def oversleep(seconds: float) -> None:

@@ -77,7 +77,7 @@ def test_a_part_is_what_botocore_sends(service: Service) -> None:
         upload = bucket.begin_upload("a b", {}, tags={}, storage_class="STANDARD")
         between.requests.clear()
         for number in (1, 2):  # the first one is botocore's
-            section = Section(read_at, 0, len(data), lambda _: None)
+            section = Section(read_at, 0, len(data), lambda count: count)
             assert bucket.put_part("a b", upload, number, section, len(data), sums_of(data)).etag
             if number == 1:
                 reads.clear()
@@ -100,7 +100,7 @@ def test_what_stops_the_reading_of_a_part_stops_its_sending(service: Service) ->
         bucket = service.bucket(url=between.url)
         put(bucket, "k")
 
-        def claim(_: int) -> None:
+        def claim(_: int) -> int:
             raise Unavailable("stopped")
 
         upload = bucket.begin_upload("big", {}, tags={}, storage_class="STANDARD")
