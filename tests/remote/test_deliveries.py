@@ -678,7 +678,7 @@ def test_a_limit_holds_for_what_is_under_way(tmp_path: Path, service: Service) -
         assert 0 < len(begun) <= 2
 
 
-@pytest.mark.parametrize("rate", [100 << 10, 700 << 10])
+@pytest.mark.parametrize("rate", [40 << 10, 700 << 10])
 def test_what_is_sent_to_a_service_keeps_the_limit_in_any_ten_seconds(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, rate: int
 ) -> None:
