@@ -156,6 +156,19 @@ def start_due(region: Region, state: BucketState) -> None:
         poll(region, state)
 
 
+def next_s(region: Region, state: BucketState) -> float:
+    """The monotonic time when start_due has something to do, as far as nothing tells of that earlier."""
+    times = state.scan_times
+    due = [times.rescan_at_s]
+    if state.trouble.passing:
+        due.append(times.look_again_at_s)
+    if state.trouble.polled or times.lacks_tier_watch:
+        due.append(times.poll_at_s)
+    if tier_watches.is_incomplete(region, state):
+        due.append(times.tiers_watch_at_s)
+    return 0.0 if times.polled_since_s else min(due)
+
+
 def follow_events(region: Region) -> bool:
     """Scan directories that events say appeared or disappeared, or all after lost events; whether there were any."""
     changes = region.changes

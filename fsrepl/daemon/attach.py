@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import Mapping
 
@@ -15,19 +16,22 @@ from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries, halting
 from fsrepl.region.bucket_state import BucketState, Damaged, Phase
 from fsrepl.region.mailbox import DropQueues, Probe, RetryNow
+from fsrepl.region.places import Place, way_to
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import rebuild, reconcile, recover, refetch, settled
 from fsrepl.replicate import backfill, thresholds
-from fsrepl.storage import privacy
+from fsrepl.storage import bucket_documents, privacy
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, read_intents
 from fsrepl.storage.rule_times import note_rules
 from fsrepl.storage.site import ignore_in_git
 from fsrepl.views import displaced, following, overwritten, show, stale
 
-PROBE_S = 1.0
+PROBE_S, UNTOLD_S = 1.0, 5.0
+"""Between two looks at a bucket: at least; and where the kernel does not tell of all changes."""
+_AWAY_SHARE = 0.1
 _DISPLACED_S = 10.0
 _COMPARE_S = 0.02
 """How long directories that a start left out are compared, before other work goes on."""
@@ -48,12 +52,13 @@ class Attaching(Region):
 
     def probe_buckets(self) -> None:
         """Attach the buckets that are there, suspend those that are not."""
-        self._probe_at_s = time.monotonic() + PROBE_S
+        self._probe_at_s, self._is_changed = time.monotonic() + PROBE_S, False
         if not self.engine.threaded:  # else the daemon's own thread does it: a state that hangs is to delay no region
             self.engine.keep_state_private()
         mine = {a: b for a, b in self.engine.site.buckets.items() if b.region == self.name}
         for address in [a for a in self.states if mine.get(a) is not self.states[a].bucket]:
             self.suspend(self.states.pop(address), Phase.AWAY, "it left the site")
+            self._tell_no_more(address)
         for address, bucket in mine.items():
             state = self.states.setdefault(address, BucketState(bucket))
             if state.is_up or not state.attachment.failures or time.monotonic() >= state.attachment.up_again_at_s:
@@ -67,9 +72,57 @@ class Attaching(Region):
             state.attachment.up_again_at_s = 0.0
         self.probe_buckets()
 
+    def look_s(self) -> float:
+        """The monotonic time of the next look at the buckets: soon after a change, or when something is due that only
+        a look finds."""
+        if self._is_changed or self.engine.places is None:
+            return self._probe_at_s
+        rest_s = self._probe_at_s - PROBE_S + self.engine.rest_s
+        return max(self._probe_at_s, min([rest_s, *map(self._due_s, self.states.values())]))
+
+    def _due_s(self, state: BucketState) -> float:
+        """The monotonic time of the next look at one bucket; 0 as soon as may be."""
+        attachment, looked_s = state.attachment, self._probe_at_s - PROBE_S
+        if state.phase is Phase.SUSPENDED:
+            return attachment.up_again_at_s
+        if state.bucket.trouble:  # the longer it is away, the less often it is looked for
+            away_s = looked_s - attachment.there_at_s
+            return max(attachment.up_again_at_s, looked_s + min(UNTOLD_S, away_s * _AWAY_SHARE))
+        lacks_room = any(queue.lacks_room and at[1] == state.bucket.address for at, queue in self.queues.items())
+        if lacks_room or not attachment.keeper.is_done(state.bucket):
+            return 0.0
+        due = math.inf if attachment.is_told else looked_s + UNTOLD_S
+        if not state.is_up:
+            return due if state.bucket.versioning is Versioning.OFF else 0.0
+        if state.bucket.exposed != attachment.reported_exposed or not self._has_recorded_skipped(state):
+            return 0.0
+        if self._has_news_to_note(state):
+            due = min(due, attachment.noted_s + settled.NOTE_S)
+        if state.bucket.has_displaced:
+            due = min(due, attachment.displaced_at_s)
+        return min(due, schedule.next_s(self, state))
+
+    def _tell_of_changes(self, state: BucketState, bucket: OpenBucket) -> None:
+        """Have the kernel tell of changes of a bucket's documents, and of its place."""
+        if self.engine.places is not None:
+            is_remote = bucket.fs.is_remote(bucket.fd)
+            there = [
+                Place(b"/proc/self/fd/%d" % bucket.meta, bucket_documents.NAMES | {b"versions"}),
+                Place(b"/proc/self/fd/%d/.." % bucket.fd),
+                *way_to(str(state.bucket.path)),
+            ]
+            is_watched = self.engine.places.watch(bucket.address, there, self.note_change)
+            state.attachment.is_told = is_watched and not is_remote
+
+    def _tell_no_more(self, address: str) -> None:
+        if self.engine.places is not None:
+            self.engine.places.forget(address)
+
     def _look_after(self, state: BucketState) -> None:
         try:
             with state.bucket.open() as bucket:
+                state.attachment.there_at_s = time.monotonic()
+                self._tell_of_changes(state, bucket)
                 self.follow_documents(state, bucket)
                 with contextlib.suppress(FsreplError, OSError):  # they are copies; the next probe tries again
                     state.attachment.keeper.keep(self.engine.site, bucket)
@@ -83,9 +136,11 @@ class Attaching(Region):
                     state.attachment.displaced_at_s = time.monotonic() + _DISPLACED_S
                     quiet_s = self.engine.settings.capture.open_quiet_s
                     note = functools.partial(self._note_written, state, bucket)
+                    state.bucket.has_displaced = False
                     left = displaced.clear(bucket, self.engine.journal, quiet_s, note)
                     overtaken.record_all(self, state, bucket, left)
                     bucket.sync()
+                    state.bucket.has_displaced |= bool(bucket.fs.names(bucket.displaced))
         except (FsreplError, OSError) as error:
             why = self.why_not(error)
             if (state.phase, state.why) != (Phase.AWAY, why):
@@ -109,11 +164,14 @@ class Attaching(Region):
         now_s, journal = time.monotonic(), self.engine.journal
         for state in self.states.values():
             is_due = at_once or now_s - state.attachment.noted_s >= settled.NOTE_S
-            is_true = state.is_up and state.attachment.is_indexed and not self.has_failed
-            if is_true and is_due and state.attachment.noted_commits != journal.commits:
+            if is_due and self._has_news_to_note(state):
                 state.attachment.noted_s, state.attachment.noted_commits = now_s, journal.commits
                 with contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:
                     settled.note(bucket, journal)
+
+    def _has_news_to_note(self, state: BucketState) -> bool:
+        is_true = state.is_up and state.attachment.is_indexed and not self.has_failed
+        return is_true and state.attachment.noted_commits != self.engine.journal.commits
 
     def _report_exposed(self, state: BucketState) -> None:
         """Report that other users could read the daemon's own files, and close the files below as well."""
@@ -134,10 +192,13 @@ class Attaching(Region):
     def _record_skipped(self, state: BucketState) -> None:
         """Record the number of entries that are no objects, which is shown without the daemon too."""
         number = state.trouble.skipped_number
-        if state.is_scanned and number != state.attachment.skipped_recorded:
+        if not self._has_recorded_skipped(state):
             with self.engine.journal.transaction():
                 self.engine.journal.set_skipped(state.bucket.address, number)
             state.attachment.skipped_recorded = number
+
+    def _has_recorded_skipped(self, state: BucketState) -> bool:
+        return not state.is_scanned or state.trouble.skipped_number == state.attachment.skipped_recorded
 
     def _bring_up(self, state: BucketState, bucket: OpenBucket) -> None:
         """Bring a bucket online, at start or again: index, finish after a crash, watch, scan. In this order."""
@@ -261,6 +322,7 @@ class Attaching(Region):
         documents = state.bucket.documents
         if documents is state.attachment.documents:
             return
+        state.lifecycle.look_now()
         if note_rules(bucket, self.engine.site.now()):
             state.bucket.refresh(bucket)
             documents = state.bucket.documents
@@ -293,5 +355,6 @@ class Attaching(Region):
         """Suspend a bucket that is about to be removed."""
         if (state := self.states.pop(address, None)) is not None:
             self.suspend(state, Phase.AWAY, "it is removed")
+            self._tell_no_more(address)
         for region in self.receivers.values():
             region.post(DropQueues(address))

@@ -35,7 +35,7 @@ COMMANDS_MAX = 1024
 _REQUEST_MAX_BYTES = 8 << 20
 _PEER = struct.Struct("3i")
 _TIMEVAL = struct.Struct("ll")
-_ACCEPT_S = 1.0
+_LOOK_S = 1.0
 _HANDSHAKE_S = 10.0
 
 Alive = Callable[[], bool]
@@ -59,13 +59,17 @@ def short_path(state: str | os.PathLike[str], name: str = SOCKET) -> Iterator[st
 class Server:
     """Answers requests, each in its own thread, and at most commands_max of them at once."""
 
-    def __init__(self, state: str | os.PathLike[str], handle: Handler, commands_max: int = COMMANDS_MAX) -> None:
-        """The caller holds the site's lock, so an existing socket belongs to a dead process."""
-        self._state, self._handle, self._commands_max = state, handle, commands_max
+    def __init__(
+        self, state: str | os.PathLike[str], handle: Handler, commands_max: int = COMMANDS_MAX, look_s: float = _LOOK_S
+    ) -> None:
+        """The caller holds the site's lock, so an existing socket belongs to a dead process. look_s: how often to look
+        whether the socket is still there."""
+        self._state, self._handle, self._commands_max, self._look_s = state, handle, commands_max, look_s
         self._free = threading.BoundedSemaphore(commands_max)
         self._turned_away = False
         self._listener, self._bound = self._listen()
         self._closing = False
+        self._woken, self._wake = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
@@ -80,7 +84,7 @@ class Server:
                 os.chmod(path, 0o600)
                 bound = os.lstat(path)
             listener.listen(self._commands_max)  # the kernel takes fewer where net.core.somaxconn is lower
-            listener.settimeout(_ACCEPT_S)
+            listener.setblocking(False)
         except BaseException:
             listener.close()
             raise
@@ -88,28 +92,49 @@ class Server:
 
     def _keep(self) -> None:
         """Listen again where the socket was deleted or replaced: commands would take the daemon for dead."""
-        path = os.path.join(self._state, SOCKET)
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.lstat(path), self._bound):
-                return
+        if self._is_there():
+            return
         with contextlib.suppress(OSError):  # the state folder is gone or full: the next call tries again
             listener, bound = self._listen()
             self._listener.close()
             self._listener, self._bound = listener, bound
-            log.warning("the control socket, %s, was deleted: listening again", path)
+            log.warning("the control socket, %s, was deleted: listening again", os.path.join(self._state, SOCKET))
+
+    def _is_there(self) -> bool:
+        with contextlib.suppress(OSError):
+            return os.path.samestat(os.lstat(os.path.join(self._state, SOCKET)), self._bound)
+        return False
+
+    def keep(self) -> None:
+        """Have the socket made again where it was deleted or replaced. Any thread may call it."""
+        if not self._is_there():
+            self._wake_up()
+
+    def _wake_up(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            self._wake.send(b"!")
+
+    def _is_called(self) -> bool:
+        """Wait for a command; False where none came for long, or somebody has woken this thread."""
+        poll = select.poll()
+        for each in (self._listener, self._woken):
+            poll.register(each, select.POLLIN)
+        ready = dict(poll.poll(self._look_s * 1000))
+        if self._woken.fileno() in ready:
+            self._woken.recv(64)
+        return self._listener.fileno() in ready
 
     def _run(self) -> None:
         while not self._closing:
             try:
+                if not self._is_called():
+                    if not self._closing:
+                        self._keep()
+                    continue
                 connection, _ = self._listener.accept()
-            except TimeoutError:
-                self._keep()
-                continue
             except OSError as error:
-                if self._closing:
-                    return
                 log.warning("a command could not be accepted: %s", reason(error))
-                threading.Event().wait(_ACCEPT_S)  # no descriptors left: not a reason to spin
+                threading.Event().wait(_LOOK_S)  # no descriptors left: not a reason to spin
                 continue
             if self._closing:
                 connection.close()
@@ -177,14 +202,13 @@ class Server:
 
     def close(self) -> None:
         self._closing = True
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as waking:
-            waking.setblocking(False)
-            with short_path(self._state) as path:
-                waking.connect(path)  # the thread notices at once, and does not listen again
+        self._wake_up()
         self._thread.join(_HANDSHAKE_S)
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self._state, SOCKET))
-        self._listener.close()
+        if not self._thread.is_alive():  # it may hang in the state's filesystem
+            for each in (self._listener, self._woken, self._wake):
+                each.close()
 
 
 def _is_open(connection: socket.socket) -> bool:

@@ -78,7 +78,7 @@ class Engine(Runtime):
         """Note which regions hang; retry deliveries from a region that moves again."""
         now_s = time.monotonic()
         for region in list(self.receivers.values()):
-            if region.pulse.look(region.thread, busy=region.busy_since_s > 0, now_s=now_s):
+            if region.pulse.look(region.thread, busy_since_s=region.busy_since_s, now_s=now_s):
                 for other in self.receivers.values():
                     other.post(RetryNowFrom(region.name))
 
@@ -104,15 +104,19 @@ class Engine(Runtime):
             del self.receivers[name]
             region.stopping = True
             region.wake()
-            if self.watcher is not None:
-                for address in list(region.states):
+            for address in list(region.states):
+                if self.watcher is not None:
                     self.watcher.forget(address)
+                if self.places is not None:
+                    self.places.forget(address)
         for name in settings.regions:
             if name not in self.regions:
                 region = self._add_region(name)
                 if self.threaded:
                     region.start()
         self._follow_destinations(settings)
+        for receiver in self.receivers.values():
+            receiver.wake()
         for region in self.regions.values():
             region.changes.configure(settings.capture)
             region.post(Reconfigure())

@@ -25,12 +25,13 @@ from fsrepl.daemon import control, exporter, live, memory, metrics, requests, sa
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.exporter import Exporter
 from fsrepl.daemon.hooks import Hooks
-from fsrepl.daemon.lock import Lock
+from fsrepl.daemon.lock import FILE, Lock
 from fsrepl.daemon.log_output import LogOutput
 from fsrepl.daemon.requests import Request, Wait
 from fsrepl.daemon.samples import Samples
 from fsrepl.errors import FsreplError, NotRunning, Refused
 from fsrepl.model import clock
+from fsrepl.region.places import Place, open_places
 from fsrepl.region.stager import Stager, command
 from fsrepl.remote import client
 from fsrepl.replicate import thresholds
@@ -42,17 +43,19 @@ from fsrepl.storage.probe import Threads
 log = logging.getLogger("fsrepl")
 
 
-_TURN_S, _STARTING_S = 1.0, 0.2
-"""Between two turns; and before the daemon is ready, since that is waited for."""
+_TURN_S, _STARTING_S, _REST_S = 1.0, 0.2, 60.0
+"""Between two turns; before the daemon is ready, since that is waited for; and while there is nothing to do."""
 STDERR = 2
 _WORKERS_S, _REGIONS_S, _STATE_S = 2.0, 5.0, 1.0
 """How long a stop waits for background workers, for the regions, and for the state folder: within 10 s in all."""
 _STATE_LOOK_S = 5.0
-"""How often the state folder is looked at: each look wakes up two threads, and an idle daemon should hardly wake up."""
+"""How often the state folder is looked at while there is work: each look wakes up two threads."""
 _TELL_S = 10.0
 """How often a daemon that is not ready yet logs how far it is."""
 _SWITCH_S = 0.001
 """Seconds that a busy thread keeps others waiting: the thread that reads events must never wait long."""
+_KEPT = frozenset({FILE.encode(), control.SOCKET.encode()})
+"""The files of the state folder that nobody may remove while the daemon runs."""
 _STAGER = "fsrepl.daemon.stager_process:main"
 
 
@@ -159,16 +162,21 @@ class Signals:
         self._came.wait(seconds)
         self._came.clear()
 
+    def end_wait(self) -> None:
+        self._came.set()
+
 
 class Daemon:
     def __init__(self, found: Settings, commands: Commands, lock: Lock, signals: Signals, output: LogOutput) -> None:
         self.commands, self.lock, self.output = commands, lock, output
-        self.watcher = open_watcher()
+        self.watcher, self.places = open_watcher(), open_places()
         self.engine = Engine(found, watcher=self.watcher)
         self.since_ns = self.engine.site.now()
         self.ready = False
         self._tell_s = time.monotonic() + _TELL_S
         self._state, self._state_answers, self._look_s = Threads(_STATE_S), True, 0.0
+        self._has_more, self._late_s = False, 0.0
+        """Whether there is housekeeping left for the next turn, and how long no delivery becomes late."""
         self.hangs = False
         """Whether threads outlived the stop: they are in a filesystem that does not answer."""
         self._stager = Stager(command(_STAGER), self.engine.run_lock.released)
@@ -178,6 +186,13 @@ class Daemon:
         self._commands_max, self._waits_max = commands_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._waits = threading.BoundedSemaphore(self._waits_max)
         self._signals, self._stop = signals, signals.stop
+        self._rests = False
+        """Whether this thread waits for work, and is woken up by it."""
+        is_told = self.places is not None and not clock.is_from_file()
+        self._rest_s = min(_REST_S, systemd.turn_max_s()) if is_told else _TURN_S
+        self._state_is_told = False
+        """Whether the kernel tells of changes in the state folder."""
+        self._server: control.Server | None = None
 
     def run(self) -> int:
         self._signals.listen({signal.SIGTERM: self._stop, signal.SIGINT: self._stop})
@@ -186,10 +201,14 @@ class Daemon:
         engine.stager = self._stager
         self.hooks.configure(engine.settings.events)
         self.watcher.start()
+        engine.stir, engine.places = self._stir, self.places
+        if self.places is not None:
+            self.places.start()
+            engine.rest_s = _TURN_S if clock.is_from_file() else _REST_S
         for region in engine.receivers.values():
             region.start()
         self.exporter.configure(engine.settings.metrics)
-        server = control.Server(engine.settings.state, self.handle, self._commands_max)
+        server = self._server = control.Server(engine.settings.state, self.handle, self._commands_max, _REST_S)
         log.info("started pid=%d site=%s", os.getpid(), engine.settings.path.parent)
         for why in engine.site.unattached():
             log.warning("not looked into: %s", why)
@@ -199,10 +218,41 @@ class Daemon:
                 status = self._turn()
                 if status:
                     break
-                self._signals.wait(_TURN_S if self.ready else _STARTING_S)
+                self._pause()
         finally:
             self._finish(server)
         return status
+
+    def _pause(self) -> None:
+        """Wait for the next turn: long where nothing goes on, until something does."""
+        self._rests = self.ready and self._is_at_rest()  # in this order: who begins now sees it, or is seen
+        if self._rests and self._is_at_rest():
+            most_s = self._rest_s if self._state_is_told and self._state_answers else min(self._rest_s, _STATE_LOOK_S)
+            self._signals.wait(max(_TURN_S, min(most_s, self._late_s)))
+        else:
+            self._signals.wait(_TURN_S if self.ready else _STARTING_S)
+        self._rests = False
+
+    def _is_at_rest(self) -> bool:
+        """Whether nothing goes on that this thread looks after."""
+        engine = self.engine
+        return not (
+            self._has_more
+            or self._stager.pid
+            or engine.transfers
+            or engine.verifications.under_way()
+            or any(region.busy_since_s for region in list(engine.receivers.values()))
+        )
+
+    def _stir(self) -> None:
+        """Work begins, in another thread, which may hang in it: end the rest."""
+        if self._rests:
+            self._signals.end_wait()
+
+    def _note_state(self) -> None:
+        """Something has changed in the state folder."""
+        self._look_s = 0.0
+        self._signals.end_wait()
 
     def _turn(self) -> int:
         """Run one turn of the loop: notice changes, keep the site's lock, feed the watchdog."""
@@ -210,7 +260,7 @@ class Daemon:
             self._signals.reload.clear()
             self.reload()
         dead = [r.name for r in self.engine.receivers.values() if r.thread and not r.thread.is_alive()]
-        if dead or not self.watcher.is_alive():
+        if dead or not self.watcher.is_alive() or not (self.places is None or self.places.is_alive()):
             log.error("stopping: the thread of %s ended; the cause is above", ", ".join(dead) or "the watcher")
             return 1
         if not self.ready and all(region.has_looked() for region in self.engine.receivers.values()):
@@ -221,8 +271,8 @@ class Daemon:
             self._tell_scans()
         # The file that FSREPL_CLOCK names may be half written, or the journal's disk full.
         with contextlib.suppress(FsreplError), self.engine.journal_faults_as_unavailable():
-            thresholds.check(self.engine)
-            self.engine.journal.give_back_space()
+            self._has_more = thresholds.check(self.engine) | self.engine.journal.give_back_space()
+            self._late_s = thresholds.next_s(self.engine)
         self.engine.look_for_stuck()
         self._stager.rest(time.monotonic())
         self._tell_of_transfers()
@@ -257,8 +307,13 @@ class Daemon:
         self._look_s = now_s + _STATE_LOOK_S
 
         def look() -> None:
+            if self.places is not None:
+                there = [Place(os.fsencode(self.engine.site.state), _KEPT)]
+                self._state_is_told = self.places.watch("the state", there, self._note_state)
             self.lock.keep()
             self.engine.keep_state_private()
+            if self._server is not None:
+                self._server.keep()
 
         due = {"sample": self._take_sample} if self.samples.is_due(now_s) else {}
         answers = "state" in self._state.ask({"state": look, **due})
@@ -322,6 +377,8 @@ class Daemon:
                 region.thread.join(0.1 if region.pulse.is_stuck else max(0.1, until_s - time.monotonic()))
         self._stager.end()
         self.watcher.stop()
+        if self.places is not None:
+            self.places.stop()
         self.ready = False
         self.exporter.close()
         answers = answers and bool(state.ask({"last": self._close_state}))
@@ -372,6 +429,7 @@ class Daemon:
 
     def handle(self, request: Request, alive: control.Alive) -> dict[str, object]:
         """Answer one request of the control socket, in its own thread."""
+        self._stir()
         match request:
             case requests.GetStatus():
                 return self.status()

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
+
+
+def turn_max_s() -> float:
+    """The longest time between two turns of the loop, each of which feeds the watchdog; without one infinite. Source:
+    sd_watchdog_enabled(3)."""
+    try:
+        return int(os.environ["WATCHDOG_USEC"]) / 2e6
+    except (KeyError, ValueError):
+        return math.inf
 
 
 def notify(message: str) -> None:

@@ -119,7 +119,7 @@ class Worker(Attaching):
         busy = self.read_inbox() | self.finish_background() | self.refill_queues()
         early.begin_due(self)
         now_s = time.monotonic()
-        if now_s >= self._probe_at_s:
+        if now_s >= self.look_s():
             self.probe_buckets()
             self.note_settled()
         busy |= schedule.follow_events(self) | schedule.step(self)
@@ -172,7 +172,7 @@ class Worker(Attaching):
                 super().carry_out(message)
 
     def next_s(self) -> float | None:
-        due = [self._probe_at_s]
+        due = [self.look_s()]
         scans = any(
             (state.scans and not self.changes.is_full(address))
             or state.views.directories
@@ -200,6 +200,10 @@ class Worker(Attaching):
                 due.append(time.monotonic() + _WITHHELD_S)
             if state.is_scanned and (fetch_s := refetch.next_s(state)) is not None:
                 due.append(fetch_s)
+            if (run_s := run.next_s(state)) is not None:
+                due.append(run_s)
+            if (move_s := tiers.next_s(state)) is not None:
+                due.append(move_s)
             if state.is_up and (step_s := backfill.next_s(state)) is not None:
                 due.append(step_s)
         due += [at] if (at := self.outcomes.next_s()) is not None else []
@@ -368,7 +372,7 @@ class Worker(Attaching):
     def _bucket_trouble(self, state: BucketState, deliveries: Sequence[Delivery]) -> None:
         try:
             with state.bucket.open():
-                self._probe_at_s = 0.0
+                self._probe_at_s, self._is_changed = 0.0, True
             self.try_later(deliveries, "the destination is coming up", whole=True)
         except BucketMissing:
             deliver.settle_all(self, deliveries, decide.decide(decide.Facts(destination_missing=True)))

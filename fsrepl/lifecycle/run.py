@@ -49,6 +49,11 @@ def step(region: Region) -> bool:
     return busy
 
 
+def next_s(state: BucketState) -> float | None:
+    """The monotonic time when a bucket's run goes on; None where none does."""
+    return state.lifecycle.run.due_s if state.lifecycle.run is not None and _is_ready(state) else None
+
+
 def guarded(region: Region, state: BucketState) -> contextlib.AbstractContextManager[None]:
     """Around work in a bucket: an error in the midst of it suspends the bucket, which finishes it as it comes up.
 

@@ -57,6 +57,16 @@ def step(region: Region) -> bool:
     return busy
 
 
+def next_s(state: BucketState) -> float | None:
+    """The monotonic time of a bucket's next moves or sweep; None where there are no tiers, or moves are under way."""
+    placing, classes = state.lifecycle.placing, state.bucket.root.settings.classes
+    if not classes or placing.in_hand or not state.is_scanned or state.bucket.versioning is Versioning.OFF:
+        return None
+    if placing.asked or not placing.is_over:
+        return 0.0
+    return min([placing.pass_due_s, *placing.waits.values(), *map(placing.sweep_due, classes)])
+
+
 def _begin(region: Region, state: BucketState, placing: Placing) -> bool:
     now_s = time.monotonic()
     day = region.engine.site.now() // DAY_NS

@@ -37,6 +37,11 @@ def system_clock(environ: dict[str, str] | os._Environ[str] = os.environ) -> Clo
     return read
 
 
+def is_from_file(environ: dict[str, str] | os._Environ[str] = os.environ) -> bool:
+    """Whether the time is another one once a file has changed, which is looked at often."""
+    return bool(environ.get("FSREPL_CLOCK"))
+
+
 _EARLIEST_NS, _LATEST_NS = -9_214_560_000_000_000_000, 9_214_646_400_000_000_000
 """The beginnings of the years 1678 and 2262: nanoseconds between them fit 64 bits."""
 

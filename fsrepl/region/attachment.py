@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from msgspec import Struct, field
 
 from fsrepl.storage.bucket_documents import Documents
@@ -39,6 +41,10 @@ class Attachment(Struct, eq=False):
     """Number of entries that are no objects, as recorded in the journal."""
     displaced_at_s: float = 0.0
     """Time of the next look into .fsrepl/displaced."""
+    is_told: bool = False
+    """The kernel tells of each change of its documents and its place."""
+    there_at_s: float = field(default_factory=time.monotonic)
+    """The monotonic time when it was found there last."""
     reported_exposed: str = ""
     """The reason that the log last gave why others can reach the store."""
 

@@ -83,3 +83,7 @@ class LifecycleState(Struct, eq=False):
     """False once the bucket is known to have no lifecycle rules, and the journal to remember none."""
     placing: Placing = field(default_factory=Placing)
     """The moves between tiers."""
+
+    def look_now(self) -> None:
+        """Its rules may have changed."""
+        self.look_s = 0.0

@@ -20,12 +20,13 @@ class Pulse:
         self._moved_at_s: float | None = None
         self.is_stuck = False
 
-    def look(self, thread: threading.Thread | None, *, busy: bool, now_s: float) -> bool:
-        """Whether the thread makes progress again after it was stuck. busy: it is at work, not waiting for work."""
+    def look(self, thread: threading.Thread | None, *, busy_since_s: float, now_s: float) -> bool:
+        """Whether the thread makes progress again after it was stuck. busy_since_s: since when it is at work; 0 while
+        it waits for work. The last look may be long ago by then."""
         cpu_s = _cpu_s(thread)
-        if not busy or self._moved_at_s is None or cpu_s - self._cpu_s > _MOVED_S:
+        if not busy_since_s or self._moved_at_s is None or cpu_s - self._cpu_s > _MOVED_S:
             self._cpu_s, self._moved_at_s = cpu_s, now_s
-        was_stuck, self.is_stuck = self.is_stuck, now_s - self._moved_at_s > STUCK_S
+        was_stuck, self.is_stuck = self.is_stuck, now_s - max(self._moved_at_s, busy_since_s) > STUCK_S
         return was_stuck and not self.is_stuck
 
 

@@ -46,8 +46,8 @@ from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
 
-_IDLE_MAX_S = 1.0
-"""The longest sleep of an idle thread."""
+_PAUSE_MAX_S, _AWAKE_S = 1.0, 5.0
+"""The longest pause of a thread that has worked lately, and how long ago that may be; later, see Runtime.rest_s."""
 _ALIVE_S = 0.5
 _ANSWER_S = 5.0
 """How long a caller waits for a region that hangs and has not begun the work."""
@@ -89,7 +89,7 @@ class Receiver(abc.ABC):
         """Whether the thread hangs, as observed by the daemon."""
         self.thread: threading.Thread | None = None
         self.stopping = False
-        self.busy_since_s = 0.0
+        self.busy_since_s = self._busy_at_s = 0.0
         self.has_failed = False
         """Work that a caller asked for has failed once, perhaps between the store and the journal."""
 
@@ -134,6 +134,7 @@ class Receiver(abc.ABC):
         while not self.stopping:
             self._wake.clear()
             self.busy_since_s = time.monotonic()
+            self.engine.stir()
             try:
                 with self.engine.run_lock.held():
                     busy = self.turn()
@@ -144,10 +145,17 @@ class Receiver(abc.ABC):
                 busy = False
                 self._wake.wait(1.0)
             self.busy_since_s = 0.0
-            if not busy:
-                due = self.next_s()
-                self._wake.wait(None if due is None else max(0.0, min(_IDLE_MAX_S, due - time.monotonic())))
+            if busy:
+                self._busy_at_s = time.monotonic()
+            else:
+                self._rest(self.next_s())
         self.last_turn()
+
+    def _rest(self, due_s: float | None) -> None:
+        """Wait for new work, until a moment at the latest."""
+        now_s = time.monotonic()
+        most_s = _PAUSE_MAX_S if now_s - self._busy_at_s < _AWAKE_S else self.engine.rest_s
+        self._wake.wait(None if due_s is None else max(0.0, min(most_s, due_s - now_s)))
 
     # -- messages
 

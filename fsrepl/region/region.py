@@ -52,6 +52,9 @@ class Region(Receiver, Sources):
         that each follows. See deliveries.hand_over_more."""
         self.states: dict[str, BucketState] = {}
         self._probe_at_s = 0.0
+        """The earliest time of the next look at the buckets."""
+        self._is_changed = True
+        """Whether something around the buckets has changed since the last look, as far as is known."""
         self.worked_for: set[str] = set()
         """Buckets with a capture or a settled delivery in this pass of the loop."""
         self.moves = 0
@@ -126,7 +129,12 @@ class Region(Receiver, Sources):
         return bool(waits or unread) or arrived or self.changes.has_news(address)
 
     def probe_now(self) -> None:
-        self._probe_at_s = 0.0
+        self._probe_at_s, self._is_changed = 0.0, True
+
+    def note_change(self) -> None:
+        """Have the buckets looked at, since something around them has changed. Any thread may call it."""
+        self._is_changed = True
+        self.wake()
 
     def look_at(self, address: str, found: Collection[bytes]) -> None:
         """Have keys captured whose files may differ from their record without an event. Any thread may call it."""

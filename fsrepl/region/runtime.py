@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fsrepl.errors import FsreplError, Refused, Unavailable, reason
 from fsrepl.model import json_text
@@ -15,6 +15,7 @@ from fsrepl.model.rule import Replication, Role
 from fsrepl.region.change_queue import Watcher
 from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
+from fsrepl.region.places import Places
 from fsrepl.region.recent import Recent
 from fsrepl.region.reporter import Reporter
 from fsrepl.region.run_lock import RunLock
@@ -35,6 +36,8 @@ from fsrepl.storage.sync import Syncer
 
 log = logging.getLogger("fsrepl")
 
+_OFTEN_S = 1.0
+
 PUTS = "puts"
 """The pools of workers that send small objects to an S3 service, as many as its settings say."""
 
@@ -49,6 +52,12 @@ class Runtime:
         self.fs = self.site.fs
         self.watcher = watcher
         self.threaded = False
+        self.places: Places | None = None
+        """In the daemon alone, as far as the kernel has it: without it places are looked at often."""
+        self.rest_s = _OFTEN_S
+        """How long a region with nothing to do sleeps at most."""
+        self.stir: Callable[[], None] = lambda: None
+        """Called when a region begins to work: the daemon's own thread may be asleep."""
         self.run_lock = RunLock()
         self.fs.released = self.run_lock.released
         self._workers: dict[tuple[str, ...], Workers] = {}

@@ -32,11 +32,16 @@ def watch(region: Region, state: BucketState, bucket: OpenBucket) -> bool:
 
 def is_due(region: Region, state: BucketState, now_s: float) -> bool:
     """Whether to try again to watch tiers that were away, or were unmounted since."""
-    watcher, classes = region.engine.watcher, state.bucket.root.settings.classes
-    if watcher is None or not classes or now_s < state.scan_times.tiers_watch_at_s:
+    if now_s < state.scan_times.tiers_watch_at_s or not is_incomplete(region, state):
         return False
     state.scan_times.tiers_watch_at_s = now_s + _AGAIN_S
-    return not all(watcher.is_watching_contents(state.bucket.address, name) for name in classes)
+    return True
+
+
+def is_incomplete(region: Region, state: BucketState) -> bool:
+    """Whether a tier is not watched."""
+    watcher, classes = region.engine.watcher, state.bucket.root.settings.classes
+    return watcher is not None and not all(watcher.is_watching_contents(state.bucket.address, name) for name in classes)
 
 
 def watch_again(region: Region, state: BucketState) -> None:

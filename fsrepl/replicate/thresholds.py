@@ -7,6 +7,7 @@ of an index, and a restart loses nothing. Source: s3-semantics, 3.4 and 3.6.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -33,6 +34,12 @@ def check(engine: Runtime) -> bool:
         engine.journal.deliveries.announced(late)
     engine.reporter.settled(results)
     return len(late) == BATCH
+
+
+def next_s(engine: Runtime) -> float:
+    """How many seconds to wait until the next pending delivery misses its threshold; infinite where none does."""
+    due_ns = engine.journal.deliveries.next_late_ns()
+    return math.inf if due_ns is None else max(0.0, (due_ns - engine.site.now()) / 1e9)
 
 
 def news(engine: Runtime, delivery: Delivery, result: Result) -> Sequence[Result]:

@@ -253,6 +253,8 @@ class Bucket:
         self.links: bool | None = None
         self.coarse: tuple[int, int] | None = None
         """A device, and the granularity of its filesystem's times."""
+        self.has_displaced = True
+        """Whether something may lie in .fsrepl/displaced."""
         self.touched: set[bytes] = set()
         """Of a tree bucket: directories in which the daemon changed views, until that is noted, see
         views/resting.py."""

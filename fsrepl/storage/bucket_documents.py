@@ -18,6 +18,7 @@ from fsrepl.storage.fs import Fs
 
 T = TypeVar("T")
 _NAMES = (b"bucket.json", b"versioning.json", b"replication.json", b"lifecycle.json", b"rules.json", b"removed.jsonl")
+NAMES = frozenset(_NAMES)
 
 
 class RuleSince(Struct, frozen=True):

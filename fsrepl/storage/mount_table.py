@@ -1,7 +1,7 @@
 """The table of mounts that this process sees, read again only after a change.
 
-Each bucket looks at it every second, and where there are many mounts, as on a host of containers, the kernel would
-write all their lines for each look. Source: proc_pid_mounts(5): after a mount or an unmount the file has a priority
+Each bucket looks at it often, and where there are many mounts, as on a host of containers, the kernel would write all
+their lines for each look. Source: proc_pid_mounts(5): after a mount or an unmount the file has a priority
 event.
 """
 
@@ -11,7 +11,7 @@ import os
 import select
 import threading
 
-_PATH = "/proc/self/mountinfo"
+PATH = "/proc/self/mountinfo"
 _PART_BYTES = 1 << 20
 
 
@@ -28,7 +28,7 @@ class MountTable:
         """The table as it is now. Raises OSError."""
         with self._guard:
             if self._pid != os.getpid():  # a process that was forked sees its own, and not that of its parent
-                self._fd, self._changed = os.open(_PATH, os.O_RDONLY | os.O_CLOEXEC), select.poll()
+                self._fd, self._changed = os.open(PATH, os.O_RDONLY | os.O_CLOEXEC), select.poll()
                 self._pid = os.getpid()
                 self._changed.register(self._fd, select.POLLPRI)
             elif not self._changed.poll(0):

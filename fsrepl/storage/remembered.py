@@ -29,15 +29,19 @@ class Keeper:
         self._kept: Mapping[bytes, tuple[int, ...]] | None = None
         self._missing: frozenset[bytes] = frozenset()
 
+    def is_done(self, bucket: Bucket) -> bool:
+        """Whether the last call has left nothing for the next one."""
+        return bucket.seen == self._kept and not self._missing
+
     def keep(self, site: Site, bucket: OpenBucket) -> None:
         """Copy documents that changed since the last call. Raises OSError, FsreplError.
 
         The copy of a missing document is deleted after two calls in a row find it missing. It is kept where the store
         or versioning.json is missing as well, since .fsrepl is then being removed.
         """
-        seen = bucket.bucket.seen
-        if seen == self._kept and not self._missing:
+        if self.is_done(bucket.bucket):
             return
+        seen = bucket.bucket.seen
         with site.open_state() as at:
             copies = set(site.fs.names(at))
             found = {name: _read(bucket.fs, bucket.meta, name) if seen.get(name) else None for name in DOCUMENTS}

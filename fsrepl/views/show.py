@@ -308,6 +308,7 @@ def take_out(
     directory, name = keys.split(key)
     at = bucket.views.get(directory)
     where, aside = bucket.displaced, keys.displaced_name(staging.token(), key)
+    bucket.bucket.has_displaced = True
     try:
         bucket.fs.rename_new(at, name, where, aside)
     except OSError as error:
@@ -330,6 +331,7 @@ def _exchange(
     opened: records.OpenFile | None,
 ) -> ShowResult:  # fmt: skip
     where, aside = bucket.displaced, keys.displaced_name(staging.token(), version.key)
+    bucket.bucket.has_displaced = True
     if staged:
         bucket.fs.rename_new(bucket.tmp, staged, where, aside)
     else:

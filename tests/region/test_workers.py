@@ -257,18 +257,20 @@ def test_a_hanging_thread_is_told_from_a_busy_one() -> None:
 
     thread, pulse = threading.Thread(target=work, daemon=True), Pulse()
     thread.start()
-    assert not pulse.look(thread, busy=True, now_s=0.0)
-    pulse.look(thread, busy=True, now_s=STUCK_S + 1)
+    assert not pulse.look(thread, busy_since_s=0.0, now_s=1.0)
+    pulse.look(thread, busy_since_s=99.0, now_s=100.0)
+    assert not pulse.is_stuck, "the daemon has not looked for long"
+    pulse.look(thread, busy_since_s=99.0, now_s=100.0 + STUCK_S)
     assert pulse.is_stuck
     run_as_check.release.set()
-    until(lambda: pulse.look(thread, busy=True, now_s=STUCK_S + 2))
+    until(lambda: pulse.look(thread, busy_since_s=99.0, now_s=101.0 + STUCK_S))
     before = time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0))
     until(lambda: time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0)) > before + 0.01)
-    pulse.look(thread, busy=True, now_s=2 * STUCK_S + 4)
+    pulse.look(thread, busy_since_s=99.0, now_s=103.0 + 2 * STUCK_S)
     assert not pulse.is_stuck
     spin.set()
     thread.join(DEADLINE_S)
-    assert not pulse.look(thread, busy=False, now_s=9 * STUCK_S)
+    assert not pulse.look(thread, busy_since_s=0.0, now_s=103.0 + 9 * STUCK_S)
 
 
 def test_nothing_touches_a_region_that_hangs(tmp_path: Path) -> None:

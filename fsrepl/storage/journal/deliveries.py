@@ -191,6 +191,14 @@ class Deliveries:
             ).fetchall()
         return [delivery_in(self._connection, row) for row in rows]
 
+    def next_late_ns(self) -> int | None:
+        """When the next pending delivery misses its threshold, in nanoseconds since the epoch."""
+        with self._connection.guard:
+            row = self._connection.execute(
+                "SELECT due FROM delivery WHERE due IS NOT NULL AND status = 'PENDING' ORDER BY due LIMIT 1"
+            ).fetchone()
+        return row[0] if row is not None else None
+
     def is_unannounced(self, delivery: Delivery) -> bool:
         """Whether a delivery has a threshold whose miss is not yet reported."""
         return (
