@@ -1,8 +1,9 @@
 """Samples of the backlog and of what was replicated over the last day, for plots.
 
-The daemon takes one every ten seconds and keeps those of an hour in memory; the sums of five minutes are kept for a
-day, also in samples.json in the site's state, which is replaced once in five minutes and at the daemon's end, so that
-kill -9 loses five minutes at most. A sample says what time it covers: plots show a gap where no daemon ran.
+The daemon takes one every ten seconds, or every minute while it has nothing to do, and keeps those of an hour in
+memory; the sums of five minutes are kept for a day, also in samples.json in the site's state, which is replaced once in
+five minutes and at the daemon's end, so that kill -9 loses five minutes at most. A sample says what time it covers:
+plots show a gap where no daemon ran.
 """
 
 from __future__ import annotations
