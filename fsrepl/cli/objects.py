@@ -64,7 +64,7 @@ def ls(
         raise Usage("--version-id-marker needs --key-marker; name the version's key there")
     page = listing.Page(os.fsencode(start_after) if start_after is not None else None, version_id_marker, max_keys)
     site = open_site()
-    site.ask_regions(address.region)
+    site.ask_regions(names=(address.region,))
     with (
         progress.bar(f"listing {shown(str(address))}"),
         listing.open_bucket(site, address.bucket) as bucket,
@@ -95,7 +95,7 @@ def head(address: Object, version_id: VersionId = None, json: Json = False) -> N
     from fsrepl.storage import listing
 
     site = open_site()
-    site.ask_regions(address.region)
+    site.ask_regions(names=(address.region,))
     with listing.open_bucket(site, address.bucket) as bucket:
         hand_to_capture(site, bucket, address.key)
         document = documents.head_document(bucket, listing.find(bucket, address.key, version_id))
@@ -126,7 +126,7 @@ def cat(address: Object, version_id: VersionId = None) -> None:
     if sys.__stdout__ is None:
         raise Unavailable("standard output is closed, so that there is no place to write the content to")
     site = open_site()
-    site.ask_regions(address.region)
+    site.ask_regions(names=(address.region,))
     with listing.open_bucket(site, address.bucket) as bucket:
         hand_to_capture(site, bucket, address.key)
         entry = listing.find(bucket, address.key, version_id)

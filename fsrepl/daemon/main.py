@@ -37,6 +37,7 @@ from fsrepl.remote import client
 from fsrepl.replicate import thresholds
 from fsrepl.settings import Settings, reading
 from fsrepl.storage import probe
+from fsrepl.storage.journal import database
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.probe import Threads
 
@@ -262,6 +263,10 @@ class Daemon:
         dead = [r.name for r in self.engine.receivers.values() if r.thread and not r.thread.is_alive()]
         if dead or not self.watcher.is_alive() or not (self.places is None or self.places.is_alive()):
             log.error("stopping: the thread of %s ended; the cause is above", ", ".join(dead) or "the watcher")
+            return 1
+        if (damage := self.engine.journal.damage_found) is not None and not database.is_passing(damage):
+            log.error("stopping: the journal is damaged (%s); it is removed, and the next start makes it anew", damage)
+            database.discard(self.engine.journal.path)
             return 1
         if not self.ready and all(region.has_looked() for region in self.engine.receivers.values()):
             self.ready = True

@@ -216,10 +216,10 @@ class Site:
     def region_names(self) -> str:
         return ", ".join(sorted({*self.settings.regions, *self.settings.destinations})) or "none"
 
-    def ask_regions(self, *names: str) -> None:
+    def ask_regions(self, within_s: float = probe.LOOK_S, *, names: Collection[str] = ()) -> None:
         """Find the regions and tiers that do not answer, using child processes. For commands. names: of the regions to
         ask, by default all."""
-        within_s, questions = probe.LOOK_S, self._questions()
+        questions = self._questions()
         if names:
             questions = {each: asked for each, asked in questions.items() if each.partition("/")[0] in names}
         self.set_silent(probe.silent(questions, within_s), within_s)

@@ -17,7 +17,7 @@ from fsrepl.daemon.lock import FILE, Lock
 from fsrepl.errors import Refused, Unavailable, Usage
 from fsrepl.model.address import Address
 from fsrepl.region.bucket_state import Phase
-from fsrepl.storage.journal import connection, database
+from fsrepl.storage.journal import checking, database
 from fsrepl.storage.site import Site
 from tests.waiting import DEADLINE_S, until
 from tests.world import SOURCE, World
@@ -65,7 +65,7 @@ def test_a_program_that_locks_the_journal_is_waited_for(world: World) -> None:
 
 def test_a_locked_journal_is_not_taken_for_a_damaged_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal that cannot be opened is replaced by a new one; never a journal that another program uses."""
-    monkeypatch.setattr(connection, "_LOCKED_MAX_S", 0.01)
+    monkeypatch.setattr(checking, "LOCKED_MAX_S", 0.01)
     path = world.settings.state / "journal.db"
     world.engine.journal.close()
     other = sqlite3.connect(path, isolation_level=None)

@@ -6,14 +6,12 @@ One process writes, each thread in transactions; any process may read.
 from __future__ import annotations
 
 import contextlib
-import functools
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import quote
 
-from fsrepl.storage.journal import counters, object_counts
+from fsrepl.storage.journal import checking, counters, object_counts
 from fsrepl.storage.journal.counters import Changes
 
 _SCHEMA_VERSION, _UNCOUNTED = 8, (6, 7)
@@ -23,8 +21,9 @@ _WAL_MAX_BYTES = 64 << 20
 """The write-ahead log is cut to this size when all of it is in the file."""
 _FREE_MIN_BYTES, _FREE_SHARE = 16 << 20, 8
 """Free pages are given back where they are more than this, and more than this part of the file."""
-_LOCKED_MAX_S = 60.0
-"""The time for which another program, such as a backup, may keep the journal locked before that is an error."""
+CHECKED_FIRST_BYTES = 256 << 20
+"""A journal up to this size, as of some hundred thousand objects, is checked before it is used. To check one more byte
+takes 6 ns of processor time."""
 _READ_MAX_S = 5.0
 """The time for which a command that reads the journal waits for such a lock."""
 _LOG_PAGES = 4000
@@ -77,61 +76,6 @@ _ADDED = {
 """The parts that a journal of an earlier build may lack, or have otherwise, by name: made when it is opened."""
 _DROPPED = frozenset({"large"})
 """Indexes of earlier builds that nothing uses."""
-_ALWAYS = (
-    "id", "created", "marker", "shown", "size", "mtime", "ctime", "mode", "status", "destination", "scanned",
-    "number", "bytes", "objects", "versions", "current_bytes",
-)  # fmt: skip
-"""Columns that have a value in each row; of an object the view's, where it has one."""
-_OF_VIEW = ("ino", "size", "mtime", "ctime", "mode", "shown")
-
-
-def _of_another_kind(name: str, kind: str, *, may_be_bytes: bool) -> str:
-    """The condition that a column's value is not of its declared type.
-
-    SQLite orders all numbers before all texts, and these before all bytes, so that one comparison tells, in a quarter
-    of the time of typeof. may_be_bytes: see rows.column.
-    """
-    if kind == "BLOB":
-        return f"{name} < x''"
-    if kind == "TEXT":
-        return f"{name} >= x''"
-    if name == "mode":
-        return "mode >= '' OR mode < 0 OR mode > 65535"
-    return f"({name} >= '' AND {name} < x'')" if may_be_bytes else f"{name} >= ''"
-
-
-@functools.cache
-def _is_wrong(table: str, *columns: tuple[str, str]) -> str:
-    """The condition that a row has a value of another type than one of its columns, given by name and type."""
-    wrong = []
-    for name, kind in columns:
-        is_of_view = table == "object" and name in _OF_VIEW
-        if name in _ALWAYS:
-            wrong.append(f"{name} IS NULL" + (" AND ino IS NOT NULL" if is_of_view else ""))
-        wrong.append(_of_another_kind(name, kind, may_be_bytes=is_of_view and name != "mode"))
-    return " OR ".join(wrong)
-
-
-def _for_reading(path: str, timeout_s: float) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None, timeout=timeout_s)
-
-
-def _check_kinds(path: str) -> None:
-    """Raise DatabaseError where a row has a value of another type than its column is declared to have: SQLite's own
-    check sees no damage in that, and all that reads the row would fail."""
-    with contextlib.closing(_for_reading(path, _LOCKED_MAX_S)) as db:
-        for table in ("bucket", "version", "object", "delivery", "delivery_count", "object_count"):
-            if columns := _columns(db, table):
-                wrong = _is_wrong(table, *columns)
-                if db.execute(f"SELECT 1 FROM {table} WHERE {wrong} LIMIT 1").fetchone():
-                    raise sqlite3.DatabaseError(
-                        f"a row of the table {table} has a value of another type than its column"
-                    )
-
-
-def _columns(db: sqlite3.Connection, table: str) -> list[tuple[str, str]]:
-    """Name and declared type of each column of a table; none where there is no such table."""
-    return [(row[1], row[2]) for row in db.execute(f"PRAGMA table_info({table})")]
 
 
 class Connection:
@@ -144,17 +88,20 @@ class Connection:
         self.names: dict[int, str] = {}
         self.commits = 0
         """The number of transactions so far."""
+        self._checked: checking.Check | None = None
         if read_only:
-            self._db = _for_reading(path, _READ_MAX_S)
+            self._db = checking.for_reading(path, _READ_MAX_S)
         else:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_MAX_S, check_same_thread=False)
+            self._db = sqlite3.connect(
+                path, isolation_level=None, timeout=checking.LOCKED_MAX_S, check_same_thread=False
+            )
         try:
             self.is_new = self._prepare(read_only)
             if not read_only:  # not before: an index of five million rows, sorted in memory, takes 600 MB
                 self._db.execute("PRAGMA temp_store = MEMORY")
             self.ids = {a: i for i, a in self._db.execute("SELECT id, address FROM bucket")}
         except BaseException:
-            self._db.close()
+            self.close()
             raise
         self.names = {i: a for a, i in self.ids.items()}
         self.execute, self.executemany = self._db.execute, self._db.executemany
@@ -189,17 +136,20 @@ class Connection:
         return True
 
     def _check(self) -> None:
-        """Raise DatabaseError where the journal is damaged. Both checks read all of it, and so at the same time: that
-        of a million objects with three million pending deliveries takes six seconds of processor time."""
-        with ThreadPoolExecutor(1) as other_thread:
-            checked = other_thread.submit(_check_kinds, self.path)
-            (intact,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-            checked.result()
-        if intact != "ok":
-            raise sqlite3.DatabaseError(intact)
+        """Raise DatabaseError where the journal is damaged; one so large that this takes long is used meanwhile."""
+        self._checked = checking.Check(self.path)
+        if os.path.getsize(self.path) > CHECKED_FIRST_BYTES:
+            self._checked.give_way()
+        else:
+            self._checked.wait()
+
+    @property
+    def damage_found(self) -> sqlite3.Error | None:
+        """The damage that its check has found by now, where that goes on beside the work."""
+        return self._checked.error if self._checked is not None else None
 
     def _has_counters(self) -> bool:
-        return all(_columns(self._db, name) for name in ("delivery_count", "object_count", "linked"))
+        return all(checking.columns(self._db, name) for name in ("delivery_count", "object_count", "linked"))
 
     def _count(self) -> None:
         """Make the counters, of the rows that are there."""
@@ -211,7 +161,7 @@ class Connection:
             self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
     def _add(self) -> None:
-        if all(name != "replica" for name, _ in _columns(self._db, "version")):
+        if all(name != "replica" for name, _ in checking.columns(self._db, "version")):
             self._db.execute("ALTER TABLE version ADD COLUMN replica INTEGER")
         there = {
             name: (kind, made) for name, kind, made in self._db.execute("SELECT name, type, sql FROM sqlite_master")
@@ -266,6 +216,8 @@ class Connection:
             return bool(self._db.execute("PRAGMA freelist_count").fetchone()[0] < free)
 
     def close(self) -> None:
+        if self._checked is not None:
+            self._checked.stop()
         self._db.close()
 
     def copy_to(self, other: Connection) -> None:

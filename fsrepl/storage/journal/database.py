@@ -193,10 +193,15 @@ def open_or_replace(path: str) -> Journal:
             raise Unavailable(f"{path} is locked by another program than fsrepl; it is needed here") from error
         if is_passing(error):
             raise
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path + suffix)
+        discard(path)
         return Journal(path)
+
+
+def discard(path: str) -> None:
+    """Remove a damaged journal: the next start makes it anew from the trees."""
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + suffix)
 
 
 def in_memory(addresses: Iterable[tuple[str, str]], like: Journal | None = None) -> Journal:
