@@ -79,11 +79,10 @@ def test_without_a_daemon_the_doctor_leaves_behind_what_hangs(world: World) -> N
     assert errors == [("region", "west")]
 
 
-def test_commands_that_read_pass_over_a_region_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_that_read_pass_over_a_region_that_hangs(world: World) -> None:
     """Section 5: status, why and doctor print everything else."""
-    monkeypatch.setattr(probe, "LOOK_S", WITHIN_S)
     site, _ = hanging(world, reading=True)
-    site.ask_regions()
+    site.ask_regions(WITHIN_S)
     assert site.silent == {"west"}
     said = {"running": False}
     source, destination = (b for b in status.status(site, said)["buckets"])
