@@ -20,6 +20,8 @@ TICKS_NS = 20_000_000
 """Two ticks of the slowest clock: the granularity of times that change with it, and their delay behind it."""
 WHOLE_NS = 2 * SECOND_NS + TICKS_NS
 """Granularity of whole seconds, or of even ones, including a clock's delay."""
+_STEPS_NS = (100, 1_000, 1_000_000, 10_000_000, SECOND_NS, 2 * SECOND_NS)
+"""Filesystems that keep less than nanoseconds drop what is between two such steps."""
 
 
 def coarse_ns(fs: Fs, at: int) -> int:
@@ -40,6 +42,11 @@ def of_changes(ctimes_ns: Sequence[int]) -> int:
     if all(each % SECOND_NS == 0 for each in ctimes_ns):
         return WHOLE_NS
     return 0 if all(a != b for a, b in itertools.pairwise(ctimes_ns)) else TICKS_NS
+
+
+def is_as_given(found_ns: int, given_ns: int) -> bool:
+    """Whether a file has the time that it was given, as far as its filesystem keeps it."""
+    return found_ns == given_ns or any(given_ns - given_ns % step == found_ns for step in _STEPS_NS)
 
 
 def is_racy(ctime_ns: int, now_ns: int, coarse_ns: int) -> bool:

@@ -28,7 +28,7 @@ from fsrepl.storage import placed, records, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, LASTING
 from fsrepl.storage.view_file import look_at_file, open_entry
-from fsrepl.views import crossing, directories, folders, obstacles, writable
+from fsrepl.views import crossing, directories, folders, just_shown, obstacles, writable
 from fsrepl.views.decide import ABSENT, Answer, Found, Occupant, decide_view
 
 # -- views
@@ -275,7 +275,7 @@ def _show_new(bucket: OpenBucket, at: int, name: bytes, version: Version, staged
             return None
         _drop_staged(bucket, staged)
     bucket.views.changed.add(keys.split(version.key)[0])
-    return Shown(bucket.view(bucket.fs.stat(at, name), version.id))
+    return Shown(just_shown.look(bucket, at, name, version))
 
 
 def _rename_beside(bucket: OpenBucket, at: int, name: bytes, version: Version) -> bool:
@@ -357,7 +357,7 @@ def _exchange(
         if bucket.fs.stat(where, aside).st_ino == staged_ino:  # else another file was just put there
             bucket.fs.unlink(where, aside)
         return UserChanged()
-    return Shown(bucket.view(bucket.fs.stat(at, name), version.id), *left)
+    return Shown(just_shown.look(bucket, at, name, version), *left)
 
 
 def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) -> int:
