@@ -230,7 +230,8 @@ REMEDIES: Mapping[str, str] = {
     "`fsrepl ls --versions` lists what there is",
     "SrcVersionNotFound": "this version was removed for good before it was copied: nothing is left to send; "
     "`fsrepl ls --versions` lists what there is",
-    "SrcObjectNotEligible": "its rule is gone or disabled, it is archived, its stored content is damaged, or it is "
+    "SrcObjectNotEligible": "its rule is gone or disabled, it is archived, its stored content is damaged (it is "
+    "sent by itself once that is repaired), or it is "
     f"a null version and the destination has another one: `fsrepl why` says which; {_BACKFILL} once it is eligible",
 }
 """By S3's reason, for every reason that a delivery may have: its cause, and what mends it; then `fsrepl retry`."""

@@ -12,7 +12,7 @@ from fsrepl.model import attributes, clock, keys
 from fsrepl.model.rule import Replication, Rule
 from fsrepl.model.version import DeliveryRecord, Origin, Posix, Status, Version
 from fsrepl.s3 import rules
-from fsrepl.s3.rules import new_record, winners
+from fsrepl.s3.rules import BY_DAMAGE, new_record, winners
 from fsrepl.storage.bucket_documents import RuleSince
 from fsrepl.storage.journal.rows import Delivery
 
@@ -145,7 +145,8 @@ def _rule(r: Evidence, version: Version, destination: str) -> Rule | None:
 
 
 def _deliveries(r: Evidence, version: Version) -> dict[str, DeliveryRecord]:
-    """By destination: COMPLETED if it has the version; else as in the journal, or PENDING by a rule of the time."""
+    """By destination: COMPLETED if it has the version; else as in the journal, where it did not fail for the damage, or
+    PENDING by a rule of the time."""
     rules = r.replication.rules if r.replication and version.origin is not Origin.REPLICA else ()
     chosen = winners(rules, version.key, version.tags, marker=version.marker)
     there = {a for a, v in r.elsewhere.items() if v.source == r.address} | (r.seen_in & {x.destination for x in rules})
@@ -156,6 +157,8 @@ def _deliveries(r: Evidence, version: Version) -> dict[str, DeliveryRecord]:
             status, reason = Status.COMPLETED, ""
         elif delivery is not None:
             status, reason = Status(delivery.status), delivery.reason
+            if status is Status.FAILED and reason in BY_DAMAGE:  # for want of the record, which is there again
+                status, reason = Status.PENDING, ""
         elif _was_in_effect(r, chosen[destination], version.created_ns):
             status, reason = Status.PENDING, ""
         else:

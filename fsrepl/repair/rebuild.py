@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from msgspec.structs import replace
@@ -23,13 +24,14 @@ from fsrepl.repair.evidence import Evidence, ViewEvidence
 from fsrepl.storage import posix, records, versions
 from fsrepl.storage.bucket import Bucket, OpenBucket, content_digest
 from fsrepl.storage.fs import GONE
+from fsrepl.storage.intents import Act, read_intents
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.posix import inode_posix
 from fsrepl.storage.site import Site
 from fsrepl.storage.tiers import OpenTier
 from fsrepl.storage.view_file import ViewFile, open_view_if_there
-from fsrepl.views import view_attributes
+from fsrepl.views import unseen, view_attributes
 
 log = logging.getLogger("fsrepl")
 
@@ -164,6 +166,8 @@ class Rebuilder:
         self._in_tiers: InTiers | None = None
         self._hidden: dict[str, list[bytes]] | None = None
         """By version id, the keys that no stored path spells. Built once, since each search would read all of them."""
+        self._intended: dict[bytes, set[str]] | None = None
+        self._destroyed: set[tuple[bytes, str]] = set()
         self._spellings: dict[bytes, dict[bytes, bytes]] = {}
         """By directory of views, then by digest, the names in it that are stored under a digest."""
 
@@ -173,10 +177,33 @@ class Rebuilder:
             self._elsewhere = Elsewhere(self.site, self.bucket.bucket)
         return self._elsewhere
 
+    @property
+    def intended(self) -> Mapping[bytes, Collection[str]]:
+        """The versions that views are about to show, by key, as the intents say."""
+        self._read_intents()
+        assert self._intended is not None
+        return self._intended
+
+    @property
+    def destroyed(self) -> Collection[tuple[bytes, str]]:
+        """The versions that were surely written into, by stored path and id."""
+        self._read_intents()
+        return self._destroyed
+
+    def _read_intents(self) -> None:
+        if self._intended is None:
+            self._intended = {}
+            for each in itertools.chain.from_iterable(group for _, group in read_intents(self.bucket)):
+                if each.act is Act.FETCH and each.was is not None:
+                    self._destroyed.add((keys.stored_path(each.key), each.version))
+                elif each.act is not Act.FETCH:
+                    self._intended.setdefault(each.key, set()).add(each.version)
+
     def version(
         self, at: int, path: bytes, name: bytes, stored: keys.StoredName, *, damaged: bool = False
     ) -> Version | None:
-        """The version of a stored file without a record; None where its key cannot be found.
+        """The version of a stored file without a record; None where its key cannot be found, or its BLAKE3: a file that
+        was written into does not tell that.
 
         The record is rewritten, unless a region that may know more is away. Then the returned version is complete
         enough to compare its view with, and `waiting` counts it. damaged: the surviving attributes are not
@@ -191,7 +218,8 @@ class Rebuilder:
             if self.in_tiers.away:
                 self.waiting += 1
                 return None
-        found = self._recall(at, path, name, stored, damaged=damaged)
+        is_intact = (keys.join(path, stored.name), stored.id) not in self.destroyed
+        found = self._recall(at, path, name, stored, damaged=damaged, is_intact=is_intact)
         if found is None:
             self.waiting += bool(self.elsewhere.away)
             return None
@@ -229,9 +257,9 @@ class Rebuilder:
         return has_tiers and not stored.marker and self.bucket.fs.stat(at, name).st_size == 0
 
     def recall(self, key: bytes, version_id: str) -> Version | None:
-        """The version of a stored file that is also another's file; nothing is written on it.
+        """The version of a stored file that people can write to; nothing is written on it.
 
-        None where the evidence may be incomplete. Raises OSError.
+        None where the evidence may be incomplete: the content is none, once it was written into. Raises OSError.
         """
         stored_path = keys.stored_path(key)
         path, last = keys.split(stored_path)
@@ -241,14 +269,16 @@ class Rebuilder:
             records.read(self.bucket, at, name, stored_path).version(key, stored)
         except StoreDamaged:
             damaged = True
-        found = self._recall(at, path, name, stored, damaged=damaged)
+        is_intact = unseen.before_write(self.journal, self.bucket, key, version_id) is None
+        found = self._recall(at, path, name, stored, damaged=damaged, is_intact=is_intact)
         return found[0] if found is not None and (found[1] or not self.elsewhere.away) else None
 
     def _recall(
-        self, at: int, path: bytes, name: bytes, stored: keys.StoredName, *, damaged: bool
+        self, at: int, path: bytes, name: bytes, stored: keys.StoredName, *, damaged: bool, is_intact: bool
     ) -> tuple[Version, str, bool, bytes] | None:
         """The version, the bucket whose record was its model, if any, whether its own record is whole, and the
-        BLAKE3 of its content as that is now."""
+        BLAKE3 of its content as that is now. is_intact: the content may be taken for the version's, where nothing else
+        tells that."""
         bucket = self.bucket
         left = {} if damaged else records.read(bucket, at, name, keys.join(path, stored.name)).raw
         if not attributes.is_of(left, keys.join(path, stored.name), stored.id):
@@ -264,7 +294,10 @@ class Rebuilder:
         key = self._key(path, stored, left, elsewhere)
         if key is None:
             return None
-        version = evidence.rebuild(self.evidence(key, stored, found.st_size, digest, inode, left, elsewhere, seen))
+        gathered = self.evidence(key, stored, found.st_size, digest, inode, left, elsewhere, seen)
+        version, is_known = evidence.rebuild(gathered), gathered.known_digest or elsewhere or attributes.BLAKE3 in left
+        if not (is_known or stored.marker or is_intact):
+            return None
         is_whole = attributes.is_whole(left, keys.join(path, stored.name), marker=stored.marker)
         return version, next(iter(elsewhere), ""), is_whole, digest
 

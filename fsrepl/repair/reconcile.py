@@ -23,6 +23,7 @@ from fsrepl.storage.fs import FileType
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.tree_identity import sign, tree_of
 from fsrepl.storage.walk import VANISHED, Directory, Uncompared, Walk, directories
+from fsrepl.views import unseen
 
 log = logging.getLogger("fsrepl")
 
@@ -110,7 +111,7 @@ def _compare(
     if is_same:
         lost, damaged = _large_directory(
             bucket, journal, path, fd, itertools.chain(names, files), spelled=spelled, afresh=afresh,
-            remove=rebuilder is not None,
+            rebuilder=rebuilder,
         )  # fmt: skip
     elif not afresh and _is_as_known(bucket, path, fd, names, expected):
         return True
@@ -121,7 +122,7 @@ def _compare(
         entries = {(stored.name, stored.id, stored.marker) for _, stored in found}
         # long names do not tell their keys, and are as many as these
         is_same = entries == known or (any(keys.is_digest(e[0]) for e in entries) and len(entries) == len(known))
-        lost, damaged = _directory(bucket, journal, path, fd, found, known, afresh=afresh)
+        lost, damaged = _directory(bucket, journal, path, fd, found, known, rebuilder, afresh=afresh)
     if rebuilder is not None and spelled:
         damaged_here = [each for each in damaged if not keys.is_digest(each.name)]
         rebuilder.damaged += [(keys.join(path, each.name), each.id, each.marker) for each in damaged_here]
@@ -153,7 +154,7 @@ def _has_lost_record(bucket: OpenBucket, journal: Journal, path: bytes, fd: int)
 
 def _large_directory(
     bucket: OpenBucket, journal: Journal, path: bytes, fd: int, files: Iterator[bytes], *, spelled: bool, afresh: bool,
-    remove: bool,
+    rebuilder: rebuild.Rebuilder | None,
 ) -> tuple[list[tuple[bytes, keys.StoredName]], list[keys.StoredName]]:  # fmt: skip
     """The differences of a directory with a million files, without the names of all of them in memory: see _directory.
 
@@ -188,12 +189,12 @@ def _large_directory(
         nulls += pairs.items()
         unread = [each for each in found if (afresh or hash(each[0]) in there) and each[0] not in pairs]
         renewed |= {stored.name for _, stored in unread if stored.id == NULL and stored.name in missing_nulls}
-        _read_in(bucket, journal, fd, path, unread, lost, damaged)
+        _read_in(bucket, journal, fd, path, unread, lost, damaged, rebuilder)
         if not (afresh or there or markers):
             break
     missing = [(name, v, marker) for name, v, marker in missing if not (v == NULL and name in renewed)]
-    found = _without_replaced(bucket, fd, path, nulls, remove=remove)
-    more_lost, more_damaged = _directory(bucket, journal, path, fd, found, missing, afresh=afresh)
+    found = _without_replaced(bucket, fd, path, nulls, remove=rebuilder is not None)
+    more_lost, more_damaged = _directory(bucket, journal, path, fd, found, missing, rebuilder, afresh=afresh)
     return lost + more_lost, damaged + more_damaged
 
 
@@ -225,7 +226,7 @@ def _is_as_known(bucket: OpenBucket, path: bytes, fd: int, names: list[bytes], e
 
 def _directory(
     bucket: OpenBucket, journal: Journal, path: bytes, fd: int, found: list[tuple[bytes, keys.StoredName]],
-    known: Collection[tuple[bytes, str, bool]], *, afresh: bool,
+    known: Collection[tuple[bytes, str, bool]], rebuilder: rebuild.Rebuilder | None, *, afresh: bool,
 ) -> tuple[list[tuple[bytes, keys.StoredName]], list[keys.StoredName]]:  # fmt: skip
     """Index one directory of the store; the versions in it whose records are missing, and those whose records
     contradict themselves. known: the versions there by the journal."""
@@ -241,7 +242,7 @@ def _directory(
             unread.append((name, stored))
         known.discard(entry)
     for start in range(0, len(unread), _ROWS):
-        _read_in(bucket, journal, fd, path, unread[start : start + _ROWS], lost, damaged)
+        _read_in(bucket, journal, fd, path, unread[start : start + _ROWS], lost, damaged, rebuilder)
     ids = {(stored.name, stored.id) for _, stored in found}
     for last, version_id, _marker in known:
         if (last, version_id) in ids:
@@ -285,10 +286,11 @@ def _is_lost(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: keys
 
 def _read_in(
     bucket: OpenBucket, journal: Journal, fd: int, path: bytes, unread: list[tuple[bytes, keys.StoredName]],
-    lost: list[tuple[bytes, keys.StoredName]], damaged: list[keys.StoredName],
+    lost: list[tuple[bytes, keys.StoredName]], damaged: list[keys.StoredName], rebuilder: rebuild.Rebuilder | None,
 ) -> None:  # fmt: skip
     """Add records to the journal. Lost records are added to lost instead, and wrong ones to damaged."""
     read: list[Version] = []
+    reached: list[tuple[Version, records.Record]] = []
     for name, stored in unread:
         key = keys.join(path, stored.name)
         try:
@@ -296,7 +298,9 @@ def _read_in(
             if record.lost or not attributes.is_whole(record.raw, key, marker=stored.marker):
                 lost.append((name, stored))
             else:
-                read.append(record.version(key, stored))
+                read.append(version := record.version(key, stored))
+                if unseen.is_reached(bucket, record, version):
+                    reached.append((version, record))
         except FileNotFoundError:
             continue
         except StoreDamaged as error:
@@ -305,6 +309,9 @@ def _read_in(
     with journal.transaction():
         for version in read:
             journal.versions.add(bucket.address, version)
+    if rebuilder is not None and reached:
+        found = unseen.associate(journal, bucket, reached, rebuilder.intended)
+        rebuilder.damaged += [(*at, False) for at in found]
 
 
 def _index_lost(
@@ -332,7 +339,7 @@ def _rebuild(
         return
     if version is None:
         log.error(
-            'damaged bucket=%s file="%s" version=%s: its attributes are gone, and its key cannot be found',
+            'damaged bucket=%s file="%s" version=%s: its attributes are gone, and nothing else tells what they said',
             bucket.address, shown, stored.id,
         )  # fmt: skip
         return

@@ -14,7 +14,7 @@ from fsrepl.model import keys
 from fsrepl.model.version import Kind, Version
 from fsrepl.model.view import View, view_of
 from fsrepl.repair import reconcile
-from fsrepl.storage import intents, staging, versions
+from fsrepl.storage import intents, record_homes, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.intents import Act, drop_intents, read_intents
@@ -85,8 +85,9 @@ def finish(
             still_stale.add(intent.key)
             if not mark_stale(intent, outcome):
                 kept.add(intent.key)
-    behind = journal.views.behind(bucket.address)
-    journal.views.see_all(bucket.address, [(key, None) for key in behind if key not in still_stale])
+    behind = [key for key in journal.views.behind(bucket.address) if key not in still_stale]
+    fetched |= {at: overwritten.write(bucket, at) for at in _left(bucket, journal, behind) if at not in fetched}
+    journal.views.see_all(bucket.address, [(key, None) for key in behind])
     bucket.sync()
     if files or fetched:
         bucket.fs.sync_all(bucket.fd)
@@ -104,6 +105,19 @@ def _overwritten(bucket: OpenBucket, intent: intents.Intent) -> list[tuple[bytes
             gone = show.removed(bucket, intent.key, intent.was)
             return [(intent.key, gone.left)] if gone.is_overwritten else []
     return []
+
+
+def _left(bucket: OpenBucket, journal: Journal, behind: list[bytes]) -> list[tuple[bytes, str]]:
+    """The versions whose stored files were these views, where that is forgotten now."""
+    found = []
+    for key, known in journal.versions.look_up(bucket.address, behind).items():
+        if known.view is not None and known.view.shown and not keys.is_directory(key):
+            with contextlib.suppress(FileNotFoundError):
+                stored = bucket.fs.stat(*bucket.stored_file(key, known.view.shown))
+                is_as_left = stored.st_nlink == 1 and known.view.has_content_of(stored)
+                if stored.st_ino == known.view.ino and not (is_as_left and record_homes.is_private(bucket, stored)):
+                    found.append((key, known.view.shown))
+    return found
 
 
 def _in_order(current: CurrentVersions, bucket: OpenBucket, found: list[intents.Intent]) -> list[intents.Intent]:

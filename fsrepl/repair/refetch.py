@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 
-from fsrepl.errors import reason
+from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
 from fsrepl.region.view_state import Overwritten
 from fsrepl.repair import repair
 from fsrepl.repair.target import Target
+from fsrepl.storage import sharing
 from fsrepl.views import hardlinks, overwritten
 from fsrepl.views.hardlinks import At
 
@@ -30,13 +32,13 @@ def repair_damaged(region: Region) -> bool:
     busy = False
     for state in region.states.values():
         found, state.damaged = state.damaged, []
-        for damaged in found:
+        for damaged in dict.fromkeys(found):
             busy = True
-            _repair(region, damaged)
+            _repair(region, state, damaged)
     return busy
 
 
-def _repair(region: Region, damaged: Damaged) -> None:
+def _repair(region: Region, state: BucketState, damaged: Damaged) -> None:
     address, key = damaged.address, damaged.key
     target = Target(address, keys.stored_path(key), damaged.id, damaged.marker)
 
@@ -44,6 +46,10 @@ def _repair(region: Region, damaged: Damaged) -> None:
         if isinstance(found, Exception):
             why = reason(found)
             log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), damaged.id, why)
+        if found is not True and not damaged.marker:
+            with contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:
+                if sharing.links_views(bucket):  # a user may have done it: it is tried again, also after a start
+                    overwritten.note(region.engine.syncer, state, bucket, [(key, damaged.id)], later_s=_AGAIN_S)
 
     region.in_background(
         lambda: repair.repair(region, target), finish,
@@ -88,7 +94,7 @@ def _fetch(region: Region, state: BucketState, at: At, known: Overwritten) -> No
         overwritten.forget(state, at)
         return
     with state.bucket.open() as bucket:
-        is_ready = hardlinks.empty_in_tier(region, bucket, key, version_id)
+        is_ready, was = hardlinks.empty_in_tier(region, bucket, key, version_id), hardlinks.stored(bucket, *at)
     if not is_ready:  # what was written into the view is captured first, and shown
         known.due_s = time.monotonic() + _CAPTURED_S
         return
@@ -103,8 +109,14 @@ def _fetch(region: Region, state: BucketState, at: At, known: Overwritten) -> No
             shown = keys.shown(key)
             log.warning('not fetched bucket=%s key="%s" version=%s: %s', state.bucket.address, shown, version_id, why)
         elif found:
-            overwritten.forget(state, at)
-            state.ask_to_place([key])
+            try:
+                with state.bucket.open() as bucket:
+                    is_closed = hardlinks.close_to_people(region, bucket, at, was)
+            except (FsreplError, OSError):
+                is_closed = False  # it was written into just now, for instance
+            if is_closed:
+                overwritten.forget(state, at)
+                state.ask_to_place([key])
 
     region.in_background(
         lambda: repair.repair(region, target), finish,

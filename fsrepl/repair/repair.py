@@ -40,14 +40,11 @@ from fsrepl.views import edits, relinking, show, stage, stale, unrecorded
 log = logging.getLogger("fsrepl")
 
 
-_FAILED_BY_DAMAGE = frozenset({"SrcObjectNotEligible", "SrcVersionNotFound", "SrcKeyNotFound"})
-
-
 def repair(region: Region, target: Target) -> bool:
     """Repair a version as far as that is possible now; whether its content is whole.
 
     region: the bucket's. The caller's thread copies; the region's own thread makes all changes. Raises
-    FsreplError where the bucket is away, OSError.
+    FsreplError where the bucket is away, or another one is whose record of the version is needed, OSError.
     """
     engine = region.engine
     region.ask(lambda: region.ready(target.address))
@@ -119,6 +116,9 @@ def _record(region: Region, target: Target) -> tuple[Version | None, bool]:
             damaged = True
         with rebuild.Rebuilder(region.engine.site, bucket, journal) as rebuilder:
             version = rebuilder.version(at, target.directory, target.name, target.stored, damaged=damaged)
+            if rebuilder.waiting:
+                away = ", ".join(sorted({*rebuilder.elsewhere.away, *rebuilder.in_tiers.away}))
+                raise Unavailable(f"its record is lost, and {away}, which may have another one, is away")
         if version is not None:
             bucket.sync()
             _index(region, bucket, version)
@@ -178,7 +178,8 @@ def _put_in_place(
 ) -> None:
     """Publish the good copy, if one was needed; then update record, deliveries and view from it."""
     engine, state = region.engine, region.ready(target.address)
-    was_repaired = bool(staged) or rebuilt
+    # one that was noted may have been repaired before a kill, and whole when it was looked at for the first time
+    was_repaired = bool(staged) or rebuilt or (version.key, version.id) in state.views.overwritten
     with state.bucket.open() as bucket:
         if (version.key, version.id) in state.bucket.documents.removed:
             staging.unstage(bucket, staged) if staged else None
@@ -392,7 +393,7 @@ def _settle(
         rebuilt = evidence.rebuild(gathered).deliveries
         deliveries |= {address: rebuilt[address] for address in sent if address not in deliveries}
     for destination, recorded in version.deliveries.items():
-        is_mended = was_repaired and recorded.status is Status.FAILED and recorded.reason in _FAILED_BY_DAMAGE
+        is_mended = was_repaired and recorded.status is Status.FAILED and recorded.reason in rules.BY_DAMAGE
         if is_mended or (recorded.reason == edit_rules.LOST_THERE and destination != version.source):
             deliveries[destination] = replace(rules.renewed(recorded), since_ns=0, edit=False)
     if (original := records.get(version.source)) is not None:

@@ -62,10 +62,11 @@ class Remove(Struct, frozen=True, array_like=True):
 
 
 class Removed(Struct, frozen=True, array_like=True):
-    """A view that is gone. left, record: see show.Shown."""
+    """A view that is gone. left, record, is_overwritten: see show.Shown."""
 
     left: str
     record: Version | None
+    is_overwritten: bool = False
 
 
 class Settled(Struct, frozen=True, array_like=True):
@@ -156,7 +157,7 @@ class Removing:
         if answer is None:
             return {}
         return {
-            key: show.Shown(None, each.left, each.record)
+            key: show.Shown(None, each.left, each.record, each.is_overwritten)
             for (key, _), each in zip(self._views, _removed.decode(answer), strict=True)
             if each is not None
         }
@@ -229,7 +230,8 @@ def _remove(bucket: OpenBucket, key: bytes, view: View) -> Removed | None:
     if not isinstance(outcome, show.Shown):
         return None
     record = outcome.record
-    return Removed(outcome.left, record if record is not None and is_text(record.attrs, record.tags) else None)
+    record = record if record is not None and is_text(record.attrs, record.tags) else None
+    return Removed(outcome.left, record, outcome.is_overwritten)
 
 
 def carry_out_record(order: bytes, buckets: Sequence[OpenBucket], held: Contents) -> bytes:

@@ -29,9 +29,11 @@ from fsrepl.region.reporter import result_of, rules_of
 from fsrepl.region.runtime import Runtime
 from fsrepl.region.stager import is_text
 from fsrepl.replicate import decide, in_stager, thresholds
-from fsrepl.storage import records, versions
+from fsrepl.s3 import rules
+from fsrepl.storage import records, sharing, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery, Outcome, delivery_of
+from fsrepl.views import overwritten
 
 log = logging.getLogger("fsrepl")
 
@@ -204,19 +206,34 @@ def settle(region: Region, state: BucketState, outcomes: Sequence[Outcome]) -> N
         settlement = interpret(outcomes, found, engine.site.now(), engine.journal.deliveries.has)
         for version, destination in settlement.again:
             deliveries.enqueue(region, address, [version], only=destination)
-        rules = rules_of(state.bucket.replication)
+        by_way = rules_of(state.bucket.replication)
         results = [
-            (delivery, result_of(delivery, outcome, rules.get((delivery.rule, delivery.destination))))
+            (delivery, result_of(delivery, outcome, by_way.get((delivery.rule, delivery.destination))))
             for delivery, outcome in settlement.ended
         ]
         tracked = [(delivery, result) for delivery, result in results if result.tracking]  # no other is an event
         engine.reporter.announce(
             [each for delivery, result in tracked for each in thresholds.news(engine, delivery, result)]
         )
+        overwritten.note(engine.syncer, state, bucket, _destroyed(bucket, settlement))
         write(engine, state, bucket, settlement)
     _stop_copying(engine, [result for _, result in results])
     engine.reporter.settled([result for _, result in results])
     engine.notify()
+
+
+def _destroyed(bucket: OpenBucket, settlement: Settlement) -> list[overwritten.At]:
+    """The versions whose deliveries failed since they are damaged, where users may have written into them: once they
+    are whole again, these deliveries are renewed. Damage of the disk is left to the scrub, and to `verify`."""
+    failed = {(each.key, each.id) for each, outcome in settlement.ended if outcome.reason in rules.BY_DAMAGE}
+    if not failed or not sharing.links_views(bucket):
+        return []
+    return [
+        at
+        for at, version in settlement.changed.items()
+        if at in failed and not version.marker
+        if any(rules.has_failed_by_damage(bucket.bucket.replication, version, to) for to in version.deliveries)
+    ]
 
 
 def _record(engine: Runtime, bucket: OpenBucket, delivery: Delivery) -> Version | None:
@@ -290,8 +307,8 @@ def _stop_copying(engine: Runtime, results: Sequence[Result]) -> None:
 def settle_unread(region: Region, outcome: Outcome) -> None:
     """Settle a delivery whose record cannot be read: in the journal alone; `verify` names the record."""
     engine, delivery = region.engine, outcome.delivery
-    rules = rules_of(engine.site.buckets[delivery.source].replication)
-    result = result_of(delivery, outcome, rules.get((delivery.rule, delivery.destination)))
+    by_way = rules_of(engine.site.buckets[delivery.source].replication)
+    result = result_of(delivery, outcome, by_way.get((delivery.rule, delivery.destination)))
     engine.reporter.announce(list(thresholds.news(engine, delivery, result)))
     with engine.journal.transaction():
         engine.journal.deliveries.note(delivery, outcome.status, outcome.reason, engine.site.now())

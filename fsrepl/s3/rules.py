@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from fsrepl.model import metadata
 from fsrepl.model.rule import Replication, Rule
-from fsrepl.model.version import NO_SHORTFALL, DeliveryRecord, Origin, Status, Version
+from fsrepl.model.version import NO_SHORTFALL, NULL, DeliveryRecord, Origin, Status, Version
 from fsrepl.settings import ARCHIVES
 
 
@@ -74,6 +74,20 @@ def orphaned(replication: Replication | None, rule_id: str, destination: str) ->
         if rule.id == rule_id and rule.enabled and rule.destination == destination:
             return ""
     return "SrcObjectNotEligible"
+
+
+BY_DAMAGE = frozenset({"SrcObjectNotEligible", "SrcVersionNotFound", "SrcKeyNotFound"})
+"""S3's reasons for deliveries that failed since the stored version is damaged or missing. S3 has them for other causes
+too."""
+
+
+def has_failed_by_damage(replication: Replication | None, version: Version, destination: str) -> bool:
+    """Whether a delivery failed since the content or the record of its version is damaged: nothing else explains it."""
+    recorded = version.deliveries.get(destination)
+    if recorded is None or recorded.status is not Status.FAILED or recorded.reason not in BY_DAMAGE:
+        return False
+    is_archived = version.storage_class in ARCHIVES and not recorded.edit
+    return not (is_archived or version.id == NULL or orphaned(replication, recorded.rule, destination))
 
 
 def renewed(recorded: DeliveryRecord) -> DeliveryRecord:

@@ -76,7 +76,9 @@ def owner(bucket: OpenBucket, fd: int) -> tuple[bytes, str] | None:
 
 
 def is_shared(bucket: OpenBucket, fd: int) -> bool:
-    """Whether users can, or could, reach a stored file: its attributes say so, or are all lost."""
+    """Whether users can, or could, reach a stored file: its mode or attributes say so, or these are all lost."""
+    if not record_homes.is_private(bucket, bucket.fs.stat_fd(fd)):
+        return True
     if not any(name.startswith(attributes.OURS) for name in bucket.fs.attribute_names(fd)):
         return True
     try:
@@ -143,6 +145,7 @@ class Record(Struct, frozen=True):
 
     lost: the file has lost its attributes, though the record also has another home; or it has those of another version
     that shares the file. beside: its home is a sidecar. locked: nobody may remove the file, as far as that was asked.
+    inline: see record_homes.Home.INLINE. found: the status of the file.
     """
 
     raw: Mapping[str, bytes]
@@ -151,6 +154,8 @@ class Record(Struct, frozen=True):
     lost: bool = False
     beside: bool = False
     locked: bool = False
+    inline: bool = False
+    found: os.stat_result | None = None
 
     def version(self, key: bytes, stored: keys.StoredName) -> Version:
         """The version in the record. key: the spelling of its stored path. Raises StoreDamaged."""
@@ -173,7 +178,8 @@ def read(bucket: OpenBucket, at: int, name: bytes, path: bytes, *, asks_lock: bo
     if found.st_nlink > 1 and record_homes.is_anothers(seen, name, path):
         return Record({}, inode, found.st_size, lost=True, locked=locked)
     lost = seen.shared and not (attributes.did_not_fit(seen.fields) or any(map(attributes.is_ours, seen.on_file)))
-    return Record(seen.fields, inode, found.st_size, lost, seen.home is Home.SIDECAR, locked)
+    beside, inline = seen.home is Home.SIDECAR, seen.home is Home.INLINE
+    return Record(seen.fields, inode, found.st_size, lost, beside, locked, inline, found)
 
 
 # -- changing a record

@@ -315,6 +315,13 @@ def is_file_of(bucket: OpenBucket, version: Version, found: os.stat_result) -> b
         raise
 
 
+def is_stored_file(bucket: OpenBucket, key: bytes, version_id: str, found: os.stat_result) -> bool:
+    """Whether a file is that of a stored version, as far as that can be known now."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(bucket.fs.stat(*bucket.stored_file(key, version_id)), found)
+    return False
+
+
 def is_beside(bucket: OpenBucket, key: bytes) -> bool:
     """Whether one file can be both a key's version and its view: they are not in two btrfs subvolumes."""
     directory = keys.split(key)[0]

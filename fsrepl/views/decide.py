@@ -130,6 +130,7 @@ def decide_left(leaving: Leaving, may_link: Callable[[], bool]) -> Left:
         if view is None:  # as after the loss of the journal
             return Left.COMPARE
         if stored.st_ino == view.ino:
-            is_untouched = stored.st_nlink == 1 and view.has_content_of(stored)
-            return Left.MAKE_PRIVATE if is_untouched else Left.SEPARATE
+            if stored.st_nlink > 1 or not view.has_content_of(stored):
+                return Left.SEPARATE
+            return Left.COMPARE if view.racy else Left.MAKE_PRIVATE  # a write may have left the same times
     return Left.OTHER if leaving.is_named else Left.NOTHING

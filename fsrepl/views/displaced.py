@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -100,17 +99,10 @@ def _clear(
         if owner is not None:
             versions.make_private(bucket, *owner)
         return ""
-    if owner is not None and _is_file_of(bucket, looks, *owner):
+    if owner is not None and versions.is_stored_file(bucket, *owner, looks):
         written(*owner)
     planned = {i.version for i in intents if i.key == key}
     return _put_back(bucket, journal, aside, key, planned, looks.st_ctime_ns)
-
-
-def _is_file_of(bucket: OpenBucket, found: os.stat_result, key: bytes, version_id: str) -> bool:
-    """Whether a file is that of a stored version."""
-    with contextlib.suppress(OSError):
-        return os.path.samestat(bucket.fs.stat(*bucket.stored_file(key, version_id)), found)
-    return False
 
 
 def clear_beside(bucket: OpenBucket, journal: Journal, intents: Collection[intents.Intent]) -> None:

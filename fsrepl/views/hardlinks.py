@@ -27,7 +27,7 @@ from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_FILE
 from fsrepl.storage.journal.rows import Object, traits_of
 from fsrepl.storage.view_file import open_view_if_there
-from fsrepl.views import overwritten, shared_record, show, stage, stale
+from fsrepl.views import overwritten, shared_record, show, stage, stale, unseen
 from fsrepl.views.decide import Leaving, Left, decide_left
 
 log = logging.getLogger("fsrepl")
@@ -80,7 +80,7 @@ def is_apart(bucket: OpenBucket, key: bytes, known: Object | None) -> bool:
     have changed too."""
     if known is None or known.view is None or known.view.is_link or not known.view.shown or keys.is_directory(key):
         return False
-    found = _stored(bucket, key, known.view.shown)
+    found = stored(bucket, key, known.view.shown)
     return found is None or found.st_ino != known.view.ino
 
 
@@ -92,7 +92,7 @@ def _behind(bucket: OpenBucket, key: bytes, known: Object | None) -> At | None:
     if known is None or known.view is None:
         return None
     shown = known.view.shown or known.id
-    found = _stored(bucket, key, shown)
+    found = stored(bucket, key, shown)
     if found is None or found.st_ino != known.view.ino or known.view.has_content_of(found):
         return None
     return (key, shown) if versions.is_beside(bucket, key) else None
@@ -110,7 +110,7 @@ def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: Content) -
         owner = records.owner(bucket, view.fd) if view.is_regular else None
     versions = region.engine.journal.versions.versions_of(bucket.address, key)
     for at in [*([owner] if owner else []), *((key, i) for i, _, marker in versions if not marker)]:
-        found = _stored(bucket, *at)
+        found = stored(bucket, *at)
         if found is not None and os.path.samestat(found, taken.found):
             return _read(region, bucket, at)
     return None
@@ -128,7 +128,8 @@ def _read(region: Region, bucket: OpenBucket, at: At) -> Version:
     return region.recall(bucket, *at) or Version(*at, 0, False)
 
 
-def _stored(bucket: OpenBucket, key: bytes, version_id: str) -> os.stat_result | None:
+def stored(bucket: OpenBucket, key: bytes, version_id: str) -> os.stat_result | None:
+    """The status of a version's stored file; None where there is none. Raises OSError."""
     try:
         return bucket.fs.stat(*bucket.stored_file(key, version_id))
     except OSError as error:
@@ -162,7 +163,7 @@ def make_left_private(
         return None
     if shown:
         is_same = known is not None and taken is not None and known.digest == taken.digest
-        leaving = replace(leaving, stored=_stored(bucket, key, shown), is_same=is_same)
+        leaving = replace(leaving, stored=stored(bucket, key, shown), is_same=is_same)
     match decide_left(leaving, lambda: sharing.is_linked(bucket, taken.posix if taken else None)):
         case Left.IS_VIEW:
             return _without_record(region, bucket, key, shown)
@@ -181,13 +182,23 @@ def make_left_private(
 
 
 def _make_private(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
-    """Make a version's file private, unless it has lost its record: then the version, as far as it can be recovered."""
-    lost = _without_record(region, bucket, key, version_id)
+    """Make a version's file private, unless it has lost its record or a program still writes into it: then the version,
+    as far as it can be recovered."""
+    lost = _without_record(region, bucket, key, version_id) or _if_written(region, bucket, key, version_id)
     if lost is None:
         state = region.states[bucket.address]
         shared_record.repair_left(region.engine, state, bucket, key, version_id)
         versions.make_private(bucket, key, version_id)
     return lost
+
+
+def _if_written(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
+    """A version into whose file a program may still write, since it has that open; None where none has."""
+    fd = versions.open_version(bucket, key, version_id)
+    try:
+        return _read(region, bucket, (key, version_id)) if bucket.fs.is_written(fd) else None
+    finally:
+        bucket.fs.close(fd)
 
 
 def _without_record(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
@@ -208,14 +219,13 @@ def _make_unchanged_private(region: Region, bucket: OpenBucket, key: bytes, vers
             return None  # only the daemon could reach it
         version = _read(region, bucket, (key, version_id))
         is_linked = bucket.fs.stat_fd(fd).st_nlink > 1
-        if not is_linked and versions.has_lost_record(version):
-            return None  # its content is unknown until its record is rebuilt: the region that may have it is away
-        if is_linked or content_digest(bucket, fd) != version.digest:
+        # without a record its content is unknown, while the region that may have one is away: then it is noted
+        is_known = is_linked or not versions.has_lost_record(version)
+        if is_known and (is_linked or content_digest(bucket, fd) != version.digest):
             return version
     finally:
         bucket.fs.close(fd)
-    versions.make_private(bucket, key, version_id)
-    return None
+    return _make_private(region, bucket, key, version_id)
 
 
 # -- after a write
@@ -252,6 +262,38 @@ def set_free_unseen(region: Region, state: BucketState, bucket: OpenBucket, key:
         return
     if (version := make_left_private(region, bucket, key, known)) is not None:
         set_free(region, state, bucket, version)
+
+
+def close_to_people(region: Region, bucket: OpenBucket, at: At, was: os.stat_result | None) -> bool:
+    """Take a version's file, which was just found whole, from all who can write to it, unless it is the view that shows
+    the version; whether it can change no more without notice. was: its status before that was found."""
+    key, version_id = at
+    found, known = stored(bucket, key, version_id), region.engine.journal.versions.object(bucket.address, key)
+    if found is None or was is None or found.st_ino != was.st_ino:
+        return True  # it is gone, or was replaced by a good copy
+    if (
+        known is not None
+        and known.view is not None
+        and (known.view.ino, known.view.shown) == (found.st_ino, version_id)
+    ):
+        return True  # what is written there is noticed
+    fd = versions.open_version(bucket, key, version_id)
+    try:
+        if not records.is_shared(bucket, fd):
+            return True
+        is_quiet = (found.st_size, found.st_mtime_ns) == (was.st_size, was.st_mtime_ns) and not bucket.fs.is_written(fd)
+        if found.st_nlink > 1 or not is_quiet:
+            version = _read(region, bucket, at)
+            if versions.has_lost_record(version):
+                return False
+            records.separate(bucket, version, fd)  # which raises StoreDamaged where it was written into meanwhile
+        else:
+            versions.make_private(bucket, key, version_id)
+    finally:
+        bucket.fs.close(fd)
+    bucket.sync()
+    region.engine.recent.forget(bucket.address, key, version_id)
+    return True
 
 
 def destroyed_in_tier(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> None:
@@ -317,7 +359,7 @@ def _detach(region: Region, state: BucketState, bucket: OpenBucket, version: Ver
     """
     at = version.key, version.id
     if (noted := state.views.overwritten.get(at)) is None:
-        noted = Overwritten(overwritten.write(bucket, at))
+        noted = Overwritten(overwritten.write(bucket, at, unseen.before_write(region.engine.journal, bucket, *at)))
     if versions.has_lost_record(version):
         staged = versions.Staged(version, name, sidecar=False)
     else:

@@ -7,9 +7,11 @@ a version that no view shows: without the intent it would stay damaged until the
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Mapping
 
 from fsrepl.errors import FsreplError
+from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.view_state import Overwritten
 from fsrepl.storage.bucket import OpenBucket
@@ -20,12 +22,14 @@ At = tuple[bytes, str]
 """A key and a version id."""
 
 
-def note(syncer: Syncer, state: BucketState, bucket: OpenBucket, found: Iterable[At]) -> None:
-    """Note durably that versions are to be repaired where they are not whole. Raises OSError."""
+def note(syncer: Syncer, state: BucketState, bucket: OpenBucket, found: Iterable[At], *, later_s: float = 0.0) -> None:
+    """Note durably that versions are to be repaired where they are not whole. Raises OSError. later_s: when they are
+    looked at first, where that was just done."""
     made = []
     for at in found:
         if at not in state.views.overwritten:
-            state.views.overwritten[at] = Overwritten(write(bucket, at))
+            due_s = time.monotonic() + later_s if later_s else 0.0
+            state.views.overwritten[at] = Overwritten(write(bucket, at), due_s)
             made.append((bucket.intents, state.views.overwritten[at].intent))
     if made:
         syncer.staged(bucket, made)
@@ -44,6 +48,7 @@ def forget(state: BucketState, at: At) -> None:
         drop_intents(bucket, known.intent)
 
 
-def write(bucket: OpenBucket, at: At) -> bytes:
-    """Write the intent of one version, not durable until synced; its name. Raises OSError."""
-    return write_intents(bucket, [Intent(*at, None, Act.FETCH)])
+def write(bucket: OpenBucket, at: At, was: View | None = None) -> bytes:
+    """Write the intent of one version, not durable until synced; its name. Raises OSError. was: its view before that
+    was written into, if it surely was: the content of its file is no evidence of the version then."""
+    return write_intents(bucket, [Intent(*at, was, Act.FETCH)])

@@ -375,11 +375,11 @@ def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) ->
 
 def _let_go(
     bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View, opened: records.OpenFile | None
-) -> tuple[str, Version | None] | None:
+) -> tuple[str, Version | None, bool] | None:
     """Remove the file taken out of a view, if it is as recorded and has no writer; else None.
 
-    The result is the version whose stored file it may have been too, empty where it was none, and that version's
-    record, where it is known.
+    The result is the version whose stored file it may have been too, empty where it was none; that version's record,
+    where it is known; and whether people may still write into that file, by another name of it.
 
     Where writers cannot be detected, the file stays in .fsrepl/displaced for a while: displaced.py checks whether it
     changed. In a user's directory it is removed: there the absence of writers was known a moment before.
@@ -407,7 +407,8 @@ def _let_go(
         bucket.fs.unlink(where, aside)
         if found.st_nlink > 1 and expected.shown:
             record = versions.make_private(bucket, key, expected.shown, opened)
-    return (expected.shown if found.st_nlink > 1 else ""), record
+    is_reached = found.st_nlink > 2 and versions.is_stored_file(bucket, key, expected.shown, found)
+    return (expected.shown if found.st_nlink > 1 else ""), record, is_reached
 
 
 def _holds_unrecorded(bucket: OpenBucket, where: int, aside: bytes, key: bytes) -> bool:
