@@ -317,8 +317,7 @@ class _Attack:
         """Differences that are forbidden, and the stored versions that are destroyed, by bucket, key and version.
 
         overwritten: see Ledger, by bucket. With `sharing = "link"` a destroyed version is fetched from where it is
-        whole, unless its file was written into through a name that is not its key's, and that was gone before anybody
-        looked: only reading all content finds that.
+        whole, through whatever name its file was written into.
         """
         destroyed: dict[tuple[str, str, str], dict[str, Any]] = {}
         others: dict[tuple[str, str, str], str] = {}
@@ -340,8 +339,7 @@ class _Attack:
             whole = [other for other in self.plan.buckets if (other, key, version) in there]
             line = f"destroyed: {bucket}/{key} version {version} {digest[:12]}"
             names = overwritten.get(bucket, {}).get((digest, inos.get((bucket, key, version), 0)), set())
-            is_unseen = bool(names) and key not in names
-            if self.plan.sharing != "link" or (whole and not is_unseen) or digest not in self.history.overwritten:
+            if self.plan.sharing != "link" or whole or digest not in self.history.overwritten:
                 why = f"{whole[0]} has it whole" if whole else "nobody overwrote it in place"
                 self.out.faults.append(f"{line}; {why}; overwritten at {sorted(names)}")
             else:
