@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -115,28 +117,58 @@ class _Collector:
 
 
 class _Endpoint:
-    """An HTTP server in its own thread."""
+    """An HTTP server, and the thread that waits for requests. One of prometheus_client's own, as any that serves for
+    ever, would look twice a second whether it is to end."""
 
-    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
-        self._server, self._thread = server, thread
+    def __init__(self, server: WSGIServer) -> None:
+        self._server = server
+        self._woken, self._wake = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
 
     @staticmethod
     def open(address: tuple[str, int], registry: CollectorRegistry) -> _Endpoint | None:
-        from prometheus_client import start_http_server
-
         host, port = address
         try:
-            server, thread = start_http_server(port, host, registry)
+            server = _server(host, port, registry)
         except OSError as error:
             log.error("metrics: cannot listen on %s port %d: %s; SIGHUP tries again", host, port, reason(error))
             return None
         log.info("metrics listen=%s port=%d", host, port)
-        return _Endpoint(server, thread)
+        return _Endpoint(server)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        for each in (self._server, self._woken):
+            poll.register(each, select.POLLIN)
+        while self._woken.fileno() not in dict(poll.poll()):
+            self._server.handle_request()
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._wake.send(b"!")
         self._thread.join()
+        self._server.server_close()
+        self._wake.close()
+        self._woken.close()
+
+
+def _server(host: str, port: int, registry: CollectorRegistry) -> WSGIServer:
+    """Raises OSError."""
+    from socketserver import ThreadingMixIn
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+    from prometheus_client import make_wsgi_app
+
+    class Server(ThreadingMixIn, WSGIServer):
+        address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        daemon_threads = True
+        timeout = 0
+        """A request that was withdrawn is not waited for."""
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    return make_server(host, port, make_wsgi_app(registry), Server, Quiet)
 
 
 class _TextFile:

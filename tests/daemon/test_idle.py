@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.scraping import free_port, scrape
 from tests.site import DESTINATION, Site
 from tests.waiting import until
 
@@ -31,11 +32,14 @@ def _woken(pid: int) -> Counter[str]:
 
 @pytest.mark.slow
 def test_an_idle_daemon_is_hardly_ever_woken_up(tmp_path: Path) -> None:
-    """Issue 10: without work no thread and no process wakes up, but for the watchdog and a look now and then."""
-    with Site(tmp_path) as site:
+    """Issue 10: without work no thread and no process wakes up, but for the watchdog and a look now and then. One that
+    answers scrapes waits for them."""
+    port = free_port()
+    with Site(tmp_path, settings=f'[metrics]\nlisten = "127.0.0.1:{port}"\n') as site:
         site.write("k", b"1")
         site.start()
         site.wait()
+        assert "fsrepl" in scrape(port)
         assert site.tree(DESTINATION) == {"k": b"1"}
         assert site.daemon is not None
         pid, seen = site.daemon.pid, list[Counter[str]]()
