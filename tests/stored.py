@@ -1,10 +1,12 @@
-"""Files of the store: their paths, and their records changed by hand, damaged or as earlier builds wrote them."""
+"""Files of the store: their paths, and their records changed by hand, damaged or as earlier builds wrote them; and a
+journal that is damaged."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import sqlite3
 from pathlib import Path
 
 from fsrepl.model import attributes, keys
@@ -82,3 +84,20 @@ def stored(world: World, key: str, bucket: str = SOURCE, number: int = -1) -> Pa
     directory, _, name = key.rpartition("/")
     files = sorted(world.path(f".fsrepl/versions/{directory}", bucket).glob(f"{name};*"))
     return [f for f in files if not f.name.endswith(".json")][number]
+
+
+def damage_journal(path: Path, statement: str, *values: object, is_strict: bool) -> None:
+    """Change rows as no program can: SQLite refuses a value of another type in a strict table. is_strict: the tables
+    are so afterwards, as this build makes them, and not as an earlier one did."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        made = dict(db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
+        _set_schema(db, {name: text.removesuffix(", STRICT") for name, text in made.items()})
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        db.execute(statement, values)
+        _set_schema(db, made if is_strict else {})
+
+
+def _set_schema(db: sqlite3.Connection, made: dict[str, str]) -> None:
+    db.execute("PRAGMA writable_schema = ON")
+    db.executemany("UPDATE sqlite_master SET sql = ? WHERE name = ?", [(text, name) for name, text in made.items()])

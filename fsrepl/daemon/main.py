@@ -239,6 +239,7 @@ class Daemon:
         engine = self.engine
         return not (
             self._has_more
+            or not engine.journal.is_whole
             or self._stager.pid
             or engine.transfers
             or engine.verifications.under_way()

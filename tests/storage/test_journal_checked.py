@@ -14,6 +14,7 @@ import pytest
 from fsrepl.storage.journal import checking, connection
 from fsrepl.storage.journal.database import Journal, open_or_replace
 from tests.site import SOURCE, Site
+from tests.stored import damage_journal
 from tests.waiting import until
 from tests.world import World
 
@@ -29,9 +30,7 @@ main()
 
 def damage(path: Path) -> None:
     """Put a value of a wrong type into each delivery, where nothing reads it."""
-    with sqlite3.connect(path) as db:
-        db.execute("UPDATE delivery SET reason = x'ff'")
-    db.close()
+    damage_journal(path, "UPDATE delivery SET reason = x'ff'", is_strict=False)
 
 
 @pytest.mark.slow
