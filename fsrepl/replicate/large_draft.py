@@ -29,8 +29,6 @@ from fsrepl.storage.read_back import ReadBack
 
 PAGE_BYTES = 4096
 """The unit in which a changed block is compared with the data at its place in the base."""
-_WRITTEN_BYTES = 8 << 20
-"""The bytes that are written to the disk at once."""
 _COPIED_BYTES = 4 << 20
 """The bytes of the base that are copied at once; the copy before is read back and written to the disk meanwhile."""
 _FOLLOWED_MAX = 16
@@ -39,10 +37,20 @@ than this are written, it is read back when all of them are."""
 _LEAVES_CACHE_BYTES = 128 << 20
 """From this size on a replica leaves the page cache as it gets to the disk. It would displace data that people use; and
 where all memory is in use, finding some takes longer than the copy."""
-_LEFT_BYTES = 64 << 20
-"""The most bytes left in the page cache, since they are not on the disk yet."""
 _RESERVED_MAX = 256
 """The most separate parts that are reserved in advance; more, as after scattered changes, are small."""
+
+
+def leaves_cache(bucket: OpenBucket, replica: Version, *, has_base: bool) -> bool:
+    """Whether a replica leaves the page cache, since nothing reads it soon.
+
+    Its view, and the next version, are made of it by reflinks; or it is its view, and no update is likely. Without
+    reflinks, the next update is copied from this one, and comes soon where there was one before.
+    """
+    if replica.size < _LEAVES_CACHE_BYTES:
+        return False
+    shares = bucket.bucket.sharing != "private" and sharing.can_reflink(bucket)
+    return shares or (not has_base and sharing.is_linked(bucket, replica.posix))
 
 
 @contextlib.contextmanager
@@ -91,16 +99,8 @@ class _LargeFile(StagedFile):
         super().__init__(bucket, fd, name, replica, linked=linked, sidecar=sidecar)
         self._again = again
         self._read_back: ReadBack | None = None
-        self._is_followed = True
-        """Whether it is read back while it is put together."""
-        self._written = 0
-        """Up to here the kernel was told to write it to the disk."""
-        self._left_at = 0
-        """Up to here it had come when its part on the disk was last dropped from the page cache."""
         self._leaves_cache = False
         """Whether nothing reads it soon: see missing."""
-        self._base: Base | None = None
-        """The version before of the key, which is read for the last time."""
         self._start_of: tuple[bytes, str] | None = None
         self._filled = 0
         """The size of its start that is a copy of that version, by key and id, which was made early."""
@@ -117,9 +117,6 @@ class _LargeFile(StagedFile):
         fs = self.bucket.fs
         lacks = self._of_earlier_try(blocks) if self._again else blocks
         is_new = len(lacks) == len(blocks)
-        # Without reflinks, the next update is copied from this one, and comes soon where there was one before.
-        is_left_alone = self._shares_blocks or (self._linked and base is None)
-        self._leaves_cache = self.replica.size >= _LEAVES_CACHE_BYTES and is_left_alone
         plan = delta.plan(lacks, base.blocks if base is not None else None)
         if not plan.kept or base is None or (base.key, base.id) != self._start_of:
             self._filled = 0
@@ -128,36 +125,24 @@ class _LargeFile(StagedFile):
         self._reserve(plan.missing)
         self.foreseen = sorted(plan.missing)
         cloned = base is not None and is_new and not self._filled and bool(plan.kept) and self._clone(base)
-        if base is not None and base.key == self.replica.key and not cloned:
-            self._base = base
         fs.truncate(self.fd, blocks.size)
         self.compares = bool(plan.kept)
-        self._is_followed = not cloned or len(plan.missing) + len(plan.moved) <= _FOLLOWED_MAX
-        self._read_back = ReadBack(self.bucket, self.name, on_read, past_cache=cloned)
+        self._read_back = back = self._read_back or ReadBack(self.bucket, self.name, self.fd, past_cache=cloned)
+        back.on_read = on_read
+        back.is_delayed = cloned and len(plan.missing) + len(plan.moved) > _FOLLOWED_MAX
+        self._leaves_cache = back.leaves_cache = leaves_cache(self.bucket, self.replica, has_base=base is not None)
+        is_read_last = base is not None and base.key == self.replica.key and not cloned
+        if base is not None and is_read_last and self.replica.size >= _LEAVES_CACHE_BYTES:
+            back.leaving_fd = base.fd
         for span, is_filled in self._steps(plan, base, cloned=cloned, is_new=is_new):
             self._is_final(span.at)
             if not is_filled():
                 yield span
 
     def _is_final(self, at: int) -> None:
-        """All before a place is as it stays: it is read back, and written to the disk, in large parts."""
-        if self._read_back is not None and self._is_followed:
+        """All before a place is as it stays."""
+        if self._read_back is not None:
             self._read_back.follow(at)
-        if (size := at - self._written) >= _WRITTEN_BYTES:
-            self.bucket.fs.start_writing(self.fd, self._written, size)
-            self._written = at
-            self._leave_cache(at)
-
-    def _leave_cache(self, at: int) -> None:
-        """Drop from the page cache the data that is on the disk and was read back, and the data that was copied from
-        the version before. Data that is not on the disk yet stays there."""
-        if self.replica.size < _LEAVES_CACHE_BYTES or self._read_back is None or at - self._left_at < _LEFT_BYTES:
-            return
-        self._left_at = at
-        if self._leaves_cache and (until := min(at, self._read_back.position) - _LEFT_BYTES) > 0:
-            self.bucket.fs.drop_cache(self.fd, 0, until)
-        if self._base is not None and (until := at - _LEFT_BYTES) > 0:
-            self.bucket.fs.drop_cache(self._base.fd, 0, until)
 
     def _steps(
         self, plan: Plan, base: Base | None, *, cloned: bool, is_new: bool
@@ -230,11 +215,6 @@ class _LargeFile(StagedFile):
     @property
     def _may_share(self) -> bool:
         return self.bucket.bucket.sharing != "private"
-
-    @property
-    def _shares_blocks(self) -> bool:
-        """Whether its view, and the next version, are made of it by reflinks."""
-        return self._may_share and sharing.can_reflink(self.bucket)
 
     def _clone(self, base: Base) -> bool:
         if not self._may_share:

@@ -14,20 +14,33 @@ from fsrepl.storage.past_cache import PastCache
 
 _FOLLOWS_BYTES = 2 << 20
 """The least size of the parts in which written content is read back."""
+_WRITTEN_BYTES = 8 << 20
+"""The bytes that are written to the disk at once."""
+_LEFT_BYTES = 64 << 20
+"""The most bytes left in the page cache, since they are not on the disk yet."""
 _PAGE_BYTES = 4096
 
 
 class ReadBack:
     """A thread that reads a file of .fsrepl/tmp back and hashes it while it is written, in order, by others.
 
-    on_read: called with the number of bytes read. past_cache: the file is a clone, of which the page cache has nothing
-    yet, and needs nothing.
+    What is written gets to the disk in large parts, and may leave the page cache after that, like what it was copied
+    from. fd: the file, as it is written. past_cache: it is a clone, of which the page cache has nothing yet, and needs
+    nothing. Used by one thread at a time.
     """
 
-    def __init__(
-        self, bucket: OpenBucket, name: bytes, on_read: Callable[[int], None] | None, *, past_cache: bool = False
-    ) -> None:
-        self._fs, self._on_read = bucket.fs, on_read
+    def __init__(self, bucket: OpenBucket, name: bytes, fd: int, *, past_cache: bool = False) -> None:
+        self.on_read: Callable[[int], None] | None = None
+        """Called with the number of bytes read."""
+        self.is_delayed = False
+        """Whether it is read when all of it is written."""
+        self.leaves_cache = False
+        self.leaving_fd = -1
+        """The file from which it is copied, where that leaves the page cache too."""
+        self._fs, self._written_fd = bucket.fs, fd
+        self._started = self._left = 0
+        """Up to here the kernel was told to write it to the disk; its part on the disk was dropped from the page
+        cache when it had come to there."""
         self._fd = bucket.fs.open_read(bucket.tmp, name)  # of its own: it may be read directly, and not be written so
         self._changed = threading.Condition()
         self._final, self._complete, self._cancelled = 0, False, False
@@ -45,9 +58,25 @@ class ReadBack:
 
     def follow(self, at: int) -> None:
         """All before a place is as it stays."""
-        with self._changed:
-            self._final = max(self._final, at)
-            self._changed.notify()
+        if not self.is_delayed:
+            with self._changed:
+                self._final = max(self._final, at)
+                self._changed.notify()
+        if (size := at - self._started) >= _WRITTEN_BYTES:
+            self._fs.start_writing(self._written_fd, self._started, size)
+            self._started = at
+            self._leave_cache(at)
+
+    def _leave_cache(self, at: int) -> None:
+        """Drop from the page cache the data that is on the disk and was read back, and the data that was copied. Data
+        that is not on the disk yet stays there."""
+        if at - self._left < _LEFT_BYTES:
+            return
+        self._left = at
+        if self.leaves_cache and (until := min(at, self.position) - _LEFT_BYTES) > 0:
+            self._fs.drop_cache(self._written_fd, 0, until)
+        if self.leaving_fd >= 0 and (until := at - _LEFT_BYTES) > 0:
+            self._fs.drop_cache(self.leaving_fd, 0, until)
 
     def _wait(self, at: int) -> int:
         with self._changed:
@@ -58,8 +87,8 @@ class ReadBack:
     def _note(self, done: int) -> None:
         self._raise_if_cancelled()
         self.position = done
-        if self._on_read is not None:
-            self._on_read(done)
+        if self.on_read is not None:
+            self.on_read(done)
 
     def _raise_if_cancelled(self) -> None:
         if self._cancelled:
@@ -73,8 +102,8 @@ class ReadBack:
         with self._thread:
             return self._found.result()
 
-    def cancel(self) -> None:
+    def cancel(self, *, wait: bool = True) -> None:
         with self._changed:
             self._cancelled = True
             self._changed.notify()
-        self._thread.shutdown()
+        self._thread.shutdown(wait)

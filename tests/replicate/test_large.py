@@ -25,7 +25,7 @@ from fsrepl.model import blockmap, digests
 from fsrepl.model.version import Status
 from fsrepl.replicate import large_draft, sending
 from fsrepl.settings import reading
-from fsrepl.storage import copying, early_copy, hashing, staging
+from fsrepl.storage import copying, early_copy, hashing, read_back, staging
 from fsrepl.storage.fs import Fs
 from tests import mounts
 from tests.doubles import EACH_CHANGE, DyingFs, FailingFs, Place, PowerCut, UnsyncedFs
@@ -365,8 +365,8 @@ def test_a_large_replica_leaves_the_page_cache(tmp_path: Path, monkeypatch: pyte
     updated."""
     monkeypatch.setattr(sending, "_CHUNK", 256 << 10)
     monkeypatch.setattr(large_draft, "_LEAVES_CACHE_BYTES", SIZE)
-    monkeypatch.setattr(large_draft, "_LEFT_BYTES", 512 << 10)
-    monkeypatch.setattr(large_draft, "_WRITTEN_BYTES", 256 << 10)
+    monkeypatch.setattr(read_back, "_LEFT_BYTES", 512 << 10)
+    monkeypatch.setattr(read_back, "_WRITTEN_BYTES", 256 << 10)
 
     class Dropping(Fs):
         def __init__(self) -> None:
@@ -411,9 +411,9 @@ def test_an_update_replaces_the_version_before_in_the_page_cache(
     source is in no page cache: its view is."""
     monkeypatch.setattr(copying, "_STARTED_BYTES", 256 << 10)
     monkeypatch.setattr(early_copy, "_REPLACES_CACHED_BYTES", SIZE)
-    monkeypatch.setattr(large_draft, "_WRITTEN_BYTES", 256 << 10)
+    monkeypatch.setattr(read_back, "_WRITTEN_BYTES", 256 << 10)
     monkeypatch.setattr(large_draft, "_COPIED_BYTES", 128 << 10)
-    monkeypatch.setattr(large_draft, "_LEFT_BYTES", 512 << 10)
+    monkeypatch.setattr(read_back, "_LEFT_BYTES", 512 << 10)
     with (
         mounts.ext4(tmp_path) as at,
         world_on(at, tmp_path) as world,
