@@ -125,7 +125,9 @@ def _killed(site: Daemon, home: Path, size: int) -> None:
     if site.path(DESTINATION, "big").exists():
         print(f"  {'killed at half':28} not measured: it was complete before that; a larger --size takes longer")
         return
-    staged = sum(p.stat().st_blocks * 512 for p in site.path(DESTINATION, ".fsrepl/tmp").glob("large.*"))
+    staged = sum(
+        p.stat().st_blocks * 512 for p in site.path(DESTINATION, ".fsrepl/tmp").glob("[el]a*.*")
+    )  # early, large
     ours = _until(site, "big", site.start)
     crossed = _crossed(site, "big")
     print(

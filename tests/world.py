@@ -237,6 +237,9 @@ class World:
     def restart(self, *, fs: Fs | None = None, without_journal: bool = False) -> None:
         """Start again as after a crash: only the disk is left of the old process."""
         self.engine.journal.close()
+        for region in self.engine.regions.values():
+            for state in region.states.values():
+                state.replicas.forget(state.bucket.fs)  # a crash closes all files
         if without_journal:
             for path in Path(self.engine.site.state).glob("journal.db*"):
                 path.unlink()

@@ -275,7 +275,7 @@ def new_version(
     if bucket.bucket.trees and taken.kind is not Kind.DIRECTORY and taken.found.st_nlink > 1:
         version = replace(version, link=names.linked_to(region, bucket, change.key, taken))
         state.captures.new_names.setdefault(taken.found.st_ino, []).append(version)
-    in_effect = _in_effect(region, state, change, lambda: taken.found.st_ctime_ns)
+    in_effect = rules_in_effect(region, state, change, lambda: taken.found.st_ctime_ns)
     if chosen := rules.choose(state.bucket.replication, version, in_effect=in_effect):
         version = replace(version, deliveries=chosen)
     staged = versions.Staged(version, b"", False) if taken.is_held else copy.stage(bucket, taken, version)
@@ -368,7 +368,7 @@ def _found_after(bucket: OpenBucket, key: bytes, taken: copy.Taken) -> tuple[os.
     return taken.found, taken.racy
 
 
-def _in_effect(
+def rules_in_effect(
     region: Region, state: BucketState, change: Change, ctime_ns: Callable[[], int]
 ) -> Collection[str] | None:  # fmt: skip
     """The rules in effect when a file found by a scan was written; None where that was just now.
@@ -385,7 +385,7 @@ def _in_effect(
 
 
 def _marker(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object) -> NewVersion:
-    in_effect = _in_effect(region, state, change, lambda: _changed_ns(bucket, keys.split(change.key)[0]))
+    in_effect = rules_in_effect(region, state, change, lambda: _changed_ns(bucket, keys.split(change.key)[0]))
     version = new_marker(region, bucket, change.key, known, in_effect=in_effect)
     return NewVersion(change, known, version, None, versions.Staged(version, b"", False))
 

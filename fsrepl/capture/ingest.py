@@ -444,6 +444,7 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
     began_s, expected = 0.0, None
     if is_announced := expect.may_be_announced(state, change.key, size_bytes):
         state.captures.announced = change.key
+    in_effect = apply.rules_in_effect(region, state, change, lambda: 0)  # at least: the file may be younger
     progress = limits.Progress(change.key, "", change.address, change.address, size_bytes)
 
     def copy() -> look.Seen:
@@ -453,7 +454,7 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
             known = region.engine.journal.versions.object(change.address, change.key)
             open_for_s = began_s - change.since_s
             if is_announced:
-                expected = expect.announce(region, bucket, change.key, known)
+                expected = expect.announce(region, bucket, change.key, known, in_effect)
             return look.look(
                 bucket, change, known, region.writer_wait, time.time_ns(),
                 open_for_s=open_for_s, in_background=True, progress=progress.came_to,

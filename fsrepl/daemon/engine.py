@@ -151,6 +151,9 @@ class Engine(Runtime):
     def close(self) -> None:
         """Stop the background workers and close the journal properly."""
         self.stop_workers(_CLOSE_S)
+        for region in self.regions.values():
+            for state in region.states.values():
+                state.replicas.forget(self.fs)
         for host in self.site.hosts.values():
             host.close()
         self.syncer.close()

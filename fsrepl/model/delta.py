@@ -87,6 +87,16 @@ def _move(moves: list[Move], base_at: int, block: Block) -> None:
     moves.append(Move(base_at, block.at, block.size))
 
 
+def rest(blocks: BlockMap, at: int) -> Plan:
+    """How a content is put together after a place, without a base."""
+    made = plan(blocks.after(at), None)
+    return Plan([], [], [_after(span, at) for span in made.holes], [_after(span, at) for span in made.missing])
+
+
+def _after(span: Span, at: int) -> Span:
+    return Span(max(span.at, at), span.end - max(span.at, at))
+
+
 def spans_of(blocks: Iterable[Block]) -> list[Span]:
     """Blocks as spans, adjacent ones joined."""
     spans: list[Span] = []

@@ -47,7 +47,15 @@ class Sent(Struct, frozen=True):
 def stage(
     content: Content, blocks: BlockMap, draft: LargeDraft, version: Version, base: Base | None, progress: Progress
 ) -> Sent:
-    """Complete a draft. Raises Failed (the stored version is damaged or gone), Unavailable, OSError."""
+    """Complete a draft. Raises Failed (the stored version is damaged or gone), Unavailable, OSError.
+
+    What was received before there was a map is kept, unless the base has more.
+    """
+    if base is not None and draft.received_bytes:
+        if version.size - draft.received_bytes <= delta.plan(blocks, base.blocks).missing_bytes:
+            base = None
+        else:
+            draft.begin_again()
     sent = content.send(draft, draft.missing(blocks, base, progress.verified_to), progress)
     progress.came_to(version.size)
     damaged: Held | None = None

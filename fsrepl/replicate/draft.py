@@ -32,16 +32,20 @@ class StagedReplica(Struct, frozen=True):
     view: bytes = b""
 
 
-class Draft(Protocol):
-    """The content of a replica: written from its beginning to its end, and then staged with its record."""
-
-    def write(self, data: bytes) -> None: ...
+class Filled(Protocol):
+    """A copy of a content, which is made from its start to its end."""
 
     def copy(self, fd: int, at: int, count: int) -> int:
         """Copy at most count bytes from an open local file, to the same offset; how many bytes were copied."""
 
     def end_at(self, size: int) -> None:
         """Extend the content to a size; bytes not written are zeros."""
+
+
+class Draft(Filled, Protocol):
+    """The content of a replica: written from its beginning to its end, and then staged with its record."""
+
+    def write(self, data: bytes) -> None: ...
 
     def is_whole(self, on_read: Callable[[int], None] | None = None) -> bool:
         """Whether the content, read back, matches the replica's BLAKE3. on_read receives the number of bytes read."""
@@ -55,13 +59,20 @@ class LargeDraft(Protocol):
     What is before the latest part is read back meanwhile.
     """
 
+    received_bytes: int
+    """The size of its start that was sent before there was a map of it."""
+
+    def begin_again(self) -> None:
+        """Forget what was received."""
+
     def missing(
         self, blocks: BlockMap, base: Base | None, on_read: Callable[[int], None] | None = None
     ) -> Iterator[Span]:
         """Take over the parts of a content that exist here; the spans that must be sent, in order, each once all before
         it is written.
 
-        base: a version there that has a part of it. on_read: called with the number of bytes read back.
+        base: a version there that has a part of it; none where something was received. on_read: called with the number
+        of bytes read back.
         """
 
     @property

@@ -47,7 +47,9 @@ def send_in_background(region: Region, state: BucketState, item: Item, open_sour
                 return there
             if version.size < region.engine.settings.replication.large_file_bytes:
                 return group.stage(source, tree, item, progress)
-            return _stage_large(region, state, source, destination, tree, item, progress, copied)
+            staged = _stage_large(region, state, source, destination, tree, item, progress, copied)
+            progress.bytes_crossed += copied.crossed_bytes if copied is not None else 0
+            return staged
 
     def finish(staged: Sent | StagedReplica | Version | Exception) -> None:
         if isinstance(staged, Exception):

@@ -57,15 +57,16 @@ def leaves_cache(bucket: OpenBucket, replica: Version, *, has_base: bool) -> boo
 def open_draft(bucket: OpenBucket, replica: Version, early: EarlyCopy | None = None) -> Iterator[LargeDraft]:
     """See Destination.large_draft."""
     name, again = staging.replica_name(replica.key, replica.id, replica.digest), False
-    fd, filled = early.take_over(bucket, name) if early is not None else (-1, 0)
+    fd, filled, read_back = early.take_over(bucket, name) if early is not None else (-1, 0, None)
     if fd < 0:
+        staging.go_on_with(bucket, staging.early_name(replica.key), name)
         fd, again = staging.open_lasting(bucket, name)
     try:
         linked = sharing.is_linked(bucket, replica.posix)
         sidecar = not linked and records.put(bucket, fd, name, replica)
         draft = _LargeFile(bucket, fd, name, replica, linked=linked, sidecar=sidecar, again=again)
         if early is not None and filled:
-            draft.has_start_of((early.key, early.id), filled)
+            draft.has_start_of((early.key, early.id), filled, read_back)
         try:
             yield draft
         finally:
@@ -79,6 +80,8 @@ def open_draft(bucket: OpenBucket, replica: Version, early: EarlyCopy | None = N
             staging.unstage(bucket, name)
         raise
     finally:
+        if read_back is not None:
+            read_back.cancel()
         bucket.fs.close(fd)
 
 
@@ -104,20 +107,31 @@ class _LargeFile(StagedFile):
         self._start_of: tuple[bytes, str] | None = None
         self._filled = 0
         """The size of its start that is a copy of that version, by key and id, which was made early."""
+        self.received_bytes = 0
         self.compares = False
         self.foreseen: Sequence[Span] = ()
 
-    def has_start_of(self, version: tuple[bytes, str], size: int) -> None:
-        """Its first bytes, so many, were copied from the same place of that version, by key and id."""
-        self._start_of, self._filled = version, size
+    def has_start_of(self, version: tuple[bytes, str], size: int, read_back: ReadBack | None) -> None:
+        """Its first bytes, so many, were copied from the same place of that version, by key and id; or from the file
+        that was captured, and are read back."""
+        if read_back is None:
+            self._start_of, self._filled = version, size
+        else:
+            self._read_back, self.received_bytes = read_back, size
+
+    def begin_again(self) -> None:
+        self.end_reading()
+        self._read_back, self.received_bytes = None, 0
 
     def missing(
         self, blocks: BlockMap, base: Base | None, on_read: Callable[[int], None] | None = None
     ) -> Iterator[Span]:
         fs = self.bucket.fs
         lacks = self._of_earlier_try(blocks) if self._again else blocks
-        is_new = len(lacks) == len(blocks)
+        is_new = len(lacks) == len(blocks) and not self.received_bytes
         plan = delta.plan(lacks, base.blocks if base is not None else None)
+        if self.received_bytes:
+            plan = delta.rest(blocks, self.received_bytes)
         if not plan.kept or base is None or (base.key, base.id) != self._start_of:
             self._filled = 0
         if is_new and not self._filled:

@@ -19,7 +19,7 @@ from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
 from fsrepl.region.runtime import Runtime
 from fsrepl.replicate import decide, run_as
-from fsrepl.replicate.draft import Draft, LargeDraft
+from fsrepl.replicate.draft import Draft, Filled, LargeDraft
 from fsrepl.s3 import permissions
 from fsrepl.settings import ARCHIVES
 from fsrepl.storage import blocks as maps
@@ -66,7 +66,7 @@ class Sending:
         return self._source.address
 
     @property
-    def here(self) -> OpenBucket | None:
+    def here(self) -> OpenBucket:
         return self._source
 
     def version(self, delivery: Delivery) -> Version | None:
@@ -134,6 +134,14 @@ class Sending:
         data = self._engine.recent.data(version.digest) if just_stored and version.digest else None
         return StoredContent(self._source, version, self._engine.limiter, data)
 
+    @contextlib.contextmanager
+    def coming(self, version: Version) -> Iterator[StoredContent]:
+        """The content of a version that is being captured: that of the file in the place of its view. Raises OSError,
+        Unavailable where it is another file by now."""
+        with StoredContent(self._source, version, self._engine.limiter) as content:
+            content.open_view()
+            yield content
+
     def small_content(self, version: Version) -> bytes:
         """All of a small content; from memory, where it was stored a moment ago."""
         data = self._engine.recent.data(version.digest) if version.digest else None
@@ -192,6 +200,12 @@ class StoredContent:
             self._fs.close(self._opened)
             self._opened = -1
 
+    def open_view(self) -> None:
+        """Read it from its view, also before it is stored. Raises OSError, Unavailable where that is another file."""
+        self._opened = self._bucket.open_view(self._version.key)
+        if not self._is_like(self._fs.stat_fd(self._opened)):
+            raise Unavailable("its file has changed")
+
     def copy_to(self, draft: Draft, progress: Progress | None) -> None:
         if self._data:
             draft.write(self._data)
@@ -200,6 +214,10 @@ class StoredContent:
             return
         if self._data is not None or keys.is_directory(self._version.key):
             return  # it is empty
+        self.fill(draft, progress)
+
+    def fill(self, draft: Filled, progress: Progress | None) -> None:
+        """Copy all of the stored file, at the pace of the limit. Raises as copy_to does."""
         size, at, written = self._version.size, 0, 0
         while True:
             at, until = self._fs.next_data(self._fd, at, size)
@@ -208,6 +226,7 @@ class StoredContent:
                 break
             at = written = at + count
             if progress:
+                progress.bytes_crossed += count
                 progress.came_to(at)
         if progress:
             progress.came_to(at)
@@ -300,7 +319,7 @@ class StoredContent:
         progress.bytes_crossed += count
         return count
 
-    def _copy_some(self, draft: Draft | LargeDraft, at: int, most: int, progress: Progress | None) -> int:
+    def _copy_some(self, draft: Filled | LargeDraft, at: int, most: int, progress: Progress | None) -> int:
         """Copy the next bytes; their number. A background worker, which has a progress, waits until the limit allows
         it. Raises Unavailable where that was stopped."""
         limiter = self._limiter

@@ -11,8 +11,10 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
-from fsrepl.model.blockmap import BlockMap
+from fsrepl.model import blockmap
+from fsrepl.model.blockmap import BlockMap, Cutter
 from fsrepl.storage import blocks as maps
 from fsrepl.storage.bucket import OpenBucket
 
@@ -20,6 +22,12 @@ _SAMPLE = 16
 _CONTENTS_MAX = 4096
 """Of so many contents, the latest ones, samples are kept: at most some ten MiB."""
 _FOUND_MAX = 4
+NEAR_MAX = 16
+"""The contents of about the same size that are compared with a sample from within a new one."""
+_SOME = 10
+"""A content is like another one where more than this part of a sample is in both."""
+_PARTS, _PART_BLOCKS = 8, 16
+"""The parts of a content that a sample from within it is of, and the average blocks in each."""
 
 
 class Alike:
@@ -40,6 +48,14 @@ class Alike:
             common.pop(blocks.digest, None)
             return list(dict.fromkeys(self._sampled[digest][0] for digest, _ in common.most_common(_FOUND_MAX)))
 
+    def are_there(self, bucket: OpenBucket, sample: frozenset[int], size: int) -> bool:
+        """Whether a content of about a size has some of the blocks of a sample, which is of another one."""
+        with self._guard:
+            self._read(bucket)
+            near = heapq.nsmallest(NEAR_MAX, self._sampled, key=lambda digest: abs(self._sampled[digest][0] - size))
+        found = (maps.read(bucket, digest) for digest in near)
+        return any(len(sample & each.short_digests()) * _SOME > len(sample) for each in found if each is not None)
+
     def _read(self, bucket: OpenBucket) -> None:
         """Read the maps that came since the last time, and forget those that went."""
         kept = set(maps.latest(bucket, _CONTENTS_MAX))
@@ -55,6 +71,20 @@ class Alike:
             self._sampled[digest] = found.size if found is not None else 0, sample
             for each in sample:
                 self._having[each].add(digest)
+
+
+def sample_within(read: Callable[[int, int], bytes], size: int) -> frozenset[int]:
+    """The digests of blocks in a few parts of a content of that size, shortened to eight bytes each. read: gives the
+    bytes at a place, so many."""
+    average, found = blockmap.average_of(size), set[int]()
+    length = _PART_BLOCKS * average
+    for at in range(0, size, max(length, size // _PARTS)):
+        data = read(at, length)
+        if data.count(0) < len(data):  # else it may be a hole
+            cutter = Cutter(average)
+            cutter.data(data)
+            found |= cutter.map(b"").short_digests()  # the first and the last one may be other blocks
+    return frozenset(found)
 
 
 def sample_of(blocks: BlockMap) -> frozenset[int]:

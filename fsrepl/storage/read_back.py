@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 
 from fsrepl.storage import hashing
 from fsrepl.storage.bucket import OpenBucket
@@ -46,15 +46,23 @@ class ReadBack:
         self._final, self._complete, self._cancelled = 0, False, False
         self.position = 0
         """All before it was read back."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-read-back")
         self._read = PastCache(self._fs, self._fd) if past_cache else None
-        self._found = self._thread.submit(self._hash)
+        self._found: Future[hashing.Hashed] = Future()
+        thread = f"{threading.current_thread().name}-read-back"
+        self._thread = threading.Thread(
+            target=self._hash, name=thread, daemon=True
+        )  # it may wait when the process ends
+        self._thread.start()
 
-    def _hash(self) -> hashing.Hashed:
+    def _hash(self) -> None:
         try:
-            return hashing.content(self._fs, self._fd, progress=self._note, read=self._read, final=self._wait)
-        finally:
+            found = hashing.content(self._fs, self._fd, progress=self._note, read=self._read, final=self._wait)
+        except BaseException as error:
             self._fs.close(self._fd)
+            self._found.set_exception(error)
+        else:
+            self._fs.close(self._fd)
+            self._found.set_result(found)
 
     def follow(self, at: int) -> None:
         """All before a place is as it stays."""
@@ -99,11 +107,12 @@ class ReadBack:
         with self._changed:
             self._final, self._complete = size, True
             self._changed.notify()
-        with self._thread:
-            return self._found.result()
+        self._thread.join()
+        return self._found.result()
 
     def cancel(self, *, wait: bool = True) -> None:
         with self._changed:
             self._cancelled = True
             self._changed.notify()
-        self._thread.shutdown(wait)
+        if wait:
+            self._thread.join()

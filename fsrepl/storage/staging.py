@@ -17,7 +17,7 @@ from fsrepl.model import digests, keys
 from fsrepl.storage.bucket import BARRIER, OpenBucket
 from fsrepl.storage.fs import FileType
 
-_LASTING = re.compile(rb"(?:large|capture|move)\.[0-9a-f]{32}")
+_LASTING = re.compile(rb"(?:large|early|capture|move)\.[0-9a-f]{32}")
 _LASTING_S = 7 * 86_400.0
 """A lasting file that was not written for so long is no longer wanted."""
 
@@ -80,6 +80,34 @@ def unstage(bucket: OpenBucket, name: bytes) -> None:
 def replica_name(key: bytes, version_id: str, digest: bytes) -> bytes:
     """The name of the staged replica of a large version."""
     return b"large." + digests.short(b"\0".join((key, version_id.encode(), digest))).encode()
+
+
+def early_name(key: bytes) -> bytes:
+    """The name of the content of a large file that is still being captured at its source: see early_copy.py."""
+    return b"early." + digests.short(key).encode()
+
+
+def go_on_with(bucket: OpenBucket, left: bytes, name: bytes) -> None:
+    """Give a lasting file that a crash left another lasting name, which has no file yet. Raises OSError."""
+    fs = bucket.fs
+    try:
+        fd = fs.open_staged(bucket.tmp, left)
+    except FileNotFoundError:
+        return
+    try:
+        if fs.lock(fd) and not is_there(bucket, name):
+            fs.rename(bucket.tmp, left, bucket.tmp, name)
+    finally:
+        fs.close(fd)
+
+
+def is_there(bucket: OpenBucket, name: bytes) -> bool:
+    """Whether there is a file in .fsrepl/tmp."""
+    try:
+        bucket.fs.stat(bucket.tmp, name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def capture_name(key: bytes) -> bytes:

@@ -10,12 +10,13 @@ from msgspec import Struct
 from fsrepl.region.mailbox import Call, Message
 
 
-def parts(kind: object) -> Iterator[object]:
-    """A type, and the types of all that its values hold."""
+def parts(kind: object, *around: object) -> Iterator[object]:
+    """A type, and the types of all that its values hold. around: the types in which it was found."""
     yield kind
     inside = typing.get_type_hints(kind).values() if isinstance(kind, type) and issubclass(kind, Struct) else ()
     for each in (*inside, *typing.get_args(kind)):
-        yield from parts(each)
+        if each not in around:
+            yield from parts(each, kind, *around)
 
 
 def test_messages_never_change() -> None:

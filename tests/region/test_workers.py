@@ -202,7 +202,7 @@ class SlowZeros(UnsyncedFs):
 def test_sparse_files_delay_no_other_large_file(tmp_path: Path, at: str) -> None:
     """Section 7: hashing the holes of files of 2 TB takes minutes; another large file of the same region and direction
     is captured and delivered meanwhile, whether these are being captured or verified."""
-    fs, size = SlowZeros(at), 64 << 20
+    fs, size = SlowZeros(at), 48 << 20  # a file that is announced crosses in other workers
     with World(tmp_path, fs=fs) as world, at_work(world):
         sparse = {f"sparse{number}" for number in range(world.settings.replication.workers + 1)}
         try:
@@ -220,7 +220,7 @@ def test_sparse_files_delay_no_other_large_file(tmp_path: Path, at: str) -> None
 @pytest.mark.parametrize("at", [SOURCE, DESTINATION])
 def test_status_shows_the_progress_of_a_capture_and_a_verification(tmp_path: Path, at: str) -> None:
     """Section 5: a capture is a transfer within its bucket; a verification shows progress, too."""
-    fs, size = SlowZeros(at), 64 << 20
+    fs, size = SlowZeros(at), 48 << 20  # a file that is announced crosses in other workers
     with World(tmp_path, fs=fs) as world, at_work(world):
         try:
             drop(world, "sparse", size)

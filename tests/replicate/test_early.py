@@ -330,7 +330,7 @@ def test_an_early_copy_under_way_is_waited_for_a_part_at_most(world: World) -> N
         assert copies.wait(20)
         copy.stop()
         may_go_on.set()
-        fd, done = copy.take_over(bucket, b"large.0")
+        fd, done, _ = copy.take_over(bucket, b"large.0")
         maker.join()
         assert done == 256 << 10
         assert os.pread(fd, SIZE, 0) == content()[:done]
@@ -338,7 +338,7 @@ def test_an_early_copy_under_way_is_waited_for_a_part_at_most(world: World) -> N
         assert os.listdir(world.path(".fsrepl/tmp", DESTINATION)).count("large.0") == 1
         os.close(fd)
         never = EarlyCopy(b"k", version.id)
-        assert never.take_over(bucket, b"large.1") == (-1, 0)
+        assert never.take_over(bucket, b"large.1") == (-1, 0, None)
         never.make(bucket, version, lambda _: None)
         assert not any(name.startswith("large.1") for name in os.listdir(world.path(".fsrepl/tmp", DESTINATION)))
 
