@@ -42,6 +42,8 @@ class Overwritten(Struct):
     due_s: float = 0.0
     attempts: int = 0
     in_background: bool = False
+    is_noted_again: bool = False
+    """A step has found it destroyed since the last fetch began, and may have recorded that a delivery failed for it."""
 
 
 class ViewState(Struct, eq=False):

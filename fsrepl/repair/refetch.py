@@ -98,7 +98,7 @@ def _fetch(region: Region, state: BucketState, at: At, known: Overwritten) -> No
     if not is_ready:  # what was written into the view is captured first, and shown
         known.due_s = time.monotonic() + _CAPTURED_S
         return
-    known.in_background, known.attempts = True, known.attempts + 1
+    known.in_background, known.attempts, known.is_noted_again = True, known.attempts + 1, False
     target = Target(state.bucket.address, keys.stored_path(key), version_id, marker=False)
 
     def finish(found: bool | Exception) -> None:
@@ -108,6 +108,8 @@ def _fetch(region: Region, state: BucketState, at: At, known: Overwritten) -> No
             why = reason(found)
             shown = keys.shown(key)
             log.warning('not fetched bucket=%s key="%s" version=%s: %s', state.bucket.address, shown, version_id, why)
+        elif found and known.is_noted_again:
+            known.due_s = 0.0  # what failed meanwhile is renewed by the next one
         elif found:
             try:
                 with state.bucket.open() as bucket:

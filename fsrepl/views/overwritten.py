@@ -27,7 +27,9 @@ def note(syncer: Syncer, state: BucketState, bucket: OpenBucket, found: Iterable
     looked at first, where that was just done."""
     made = []
     for at in found:
-        if at not in state.views.overwritten:
+        if (known := state.views.overwritten.get(at)) is not None:
+            known.is_noted_again = True
+        else:
             due_s = time.monotonic() + later_s if later_s else 0.0
             state.views.overwritten[at] = Overwritten(write(bucket, at), due_s)
             made.append((bucket.intents, state.views.overwritten[at].intent))

@@ -14,7 +14,10 @@ from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes
 from fsrepl.model.version import Status
 from fsrepl.repair import refetch
+from fsrepl.replicate import settle
 from fsrepl.storage import listing
+from fsrepl.storage.journal.rows import Outcome, delivery_of
+from fsrepl.views import overwritten
 from tests.doubles import DyingFs, PowerCut
 from tests.replicate.test_two_way import connect
 from tests.stored import INLINE
@@ -201,6 +204,44 @@ def test_a_version_is_fetched_again_where_its_delivery_alone_finds_that_it_is_de
         world.drop("k", NEXT)
         world.settle()
         _write_into(_stored(world, SOURCE))
+        world.back("west")
+        _settle(world)
+        assert world.statuses() == {Status.COMPLETED}
+        assert _contents(world, SOURCE) == _contents(world, DESTINATION) == [WAS, NEXT]
+        assert world.leftovers(SOURCE) == []
+
+
+def test_a_delivery_that_fails_by_damage_in_the_moment_of_the_repair_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G3, G11: its outcome is recorded between the repair and the end of the note that led to it."""
+    third = "north/third"
+    with World(tmp_path, buckets=(SOURCE, DESTINATION, third)) as world:
+        connect(world, SOURCE, DESTINATION, third)
+        world.set_sharing(east="link")
+        world.away("west")
+        world.drop("k", WAS)
+        world.settle()
+        world.drop("k", NEXT)
+        world.settle()
+        _write_into(_stored(world, SOURCE))
+        region, state = world.region(), world.state()
+        version = world.of("k")[-1]
+        with state.bucket.open() as bucket:
+            overwritten.note(world.engine.syncer, state, bucket, [(version.key, version.id)])
+        in_background = region.in_background
+
+        def and_then_it_fails(work: Any, finish: Any, **more: Any) -> None:
+            def end(found: Any) -> None:
+                monkeypatch.undo()
+                delivery = delivery_of(SOURCE, version, DESTINATION, version.deliveries[DESTINATION])
+                settle.settle(region, state, [Outcome(delivery, Status.FAILED, "SrcObjectNotEligible", None)])
+                finish(found)
+
+            in_background(work, end, **more)
+
+        monkeypatch.setattr(region, "in_background", and_then_it_fails)
+        _settle(world)
         world.back("west")
         _settle(world)
         assert world.statuses() == {Status.COMPLETED}
