@@ -191,19 +191,25 @@ def test_a_version_that_was_written_into_is_never_rebuilt_from_what_was_written(
 
 # -- deliveries that failed by damage
 
+THIRD = "north/third"
+
+
+def _destroy_undelivered(world: World) -> None:
+    """Write into the first of two versions at the source, while one destination is away and the third bucket has it."""
+    connect(world, SOURCE, DESTINATION, THIRD)
+    world.set_sharing(east="link")
+    world.away("west")
+    world.drop("k", WAS)
+    world.settle()
+    world.drop("k", NEXT)
+    world.settle()
+    _write_into(_stored(world, SOURCE))
+
 
 def test_a_version_is_fetched_again_where_its_delivery_alone_finds_that_it_is_destroyed(tmp_path: Path) -> None:
     """G3, G11, section 7: and the delivery is renewed by itself, without `retry`."""
-    third = "north/third"
-    with World(tmp_path, buckets=(SOURCE, DESTINATION, third)) as world:
-        connect(world, SOURCE, DESTINATION, third)
-        world.set_sharing(east="link")
-        world.away("west")
-        world.drop("k", WAS)
-        world.settle()
-        world.drop("k", NEXT)
-        world.settle()
-        _write_into(_stored(world, SOURCE))
+    with World(tmp_path, buckets=(SOURCE, DESTINATION, THIRD)) as world:
+        _destroy_undelivered(world)
         world.back("west")
         _settle(world)
         assert world.statuses() == {Status.COMPLETED}
@@ -215,16 +221,8 @@ def test_a_delivery_that_fails_by_damage_in_the_moment_of_the_repair_is_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G3, G11: its outcome is recorded between the repair and the end of the note that led to it."""
-    third = "north/third"
-    with World(tmp_path, buckets=(SOURCE, DESTINATION, third)) as world:
-        connect(world, SOURCE, DESTINATION, third)
-        world.set_sharing(east="link")
-        world.away("west")
-        world.drop("k", WAS)
-        world.settle()
-        world.drop("k", NEXT)
-        world.settle()
-        _write_into(_stored(world, SOURCE))
+    with World(tmp_path, buckets=(SOURCE, DESTINATION, THIRD)) as world:
+        _destroy_undelivered(world)
         region, state = world.region(), world.state()
         version = world.of("k")[-1]
         with state.bucket.open() as bucket:

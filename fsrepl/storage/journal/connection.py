@@ -25,7 +25,7 @@ CHECKED_FIRST_BYTES = 256 << 20
 """A journal up to this size, as of some hundred thousand objects, is checked before it is used. To check one more byte
 takes 6 ns of processor time."""
 _READ_MAX_S = 5.0
-"""The time for which a command that reads the journal waits for such a lock."""
+"""The time for which a command that reads the journal waits for another program's lock."""
 _LOG_PAGES = 4000
 """The pages of 4 KiB that are logged before they are written to their places: a page that many batches change is then
 written there once."""
