@@ -24,10 +24,10 @@ from fsrepl.capture.judge import (
     Defer,
     Detach,
     Edit,
+    LeaveToContents,
     Left,
     MakeLeftPrivate,
     Nothing,
-    RemoveIfEmpty,
     ShowCurrent,
 )
 from fsrepl.errors import StoreDamaged, Unavailable
@@ -128,6 +128,11 @@ class _Evidence(Struct):
     def is_made_and_edited(self) -> bool:
         return directories.is_edited(self.bucket, self.key[:-1])
 
+    def is_made_since(self) -> bool:
+        assert self.known is not None
+        assert self.known.view is not None
+        return _may_be_made(self.taken) and directories.is_made_since(self.bucket, self.key[:-1], self.known.view)
+
     def same_directory(self) -> str:
         known, taken = self.known, self.taken
         assert known is not None
@@ -201,10 +206,17 @@ def apply(
         case AddMarker(detach):
             if detach is not None:
                 hardlinks.set_free(region, state, bucket, detach)
+            if taken is not None:  # a directory that replication made: nothing may be in it any more
+                obstacles.remove_made_directories(bucket, key[:-1])
             assert known is not None
             return _marker(region, state, bucket, change, known)
-        case RemoveIfEmpty():
+        case LeaveToContents():
+            assert known is not None
             obstacles.remove_made_directories(bucket, key[:-1])
+            if known.view is not None:
+                with region.engine.journal.transaction():
+                    region.engine.journal.views.see(bucket.address, key, None)
+            stale.mark_fresh(region, state, bucket, key)
         case Nothing() | MakeLeftPrivate():
             pass
     return None
@@ -270,7 +282,7 @@ def new_version(
         posix=taken.posix, attrs=taken.attrs, tags=taken.tags,
         taken=TAKEN_CHANGING if taken.moving else TAKEN_OPEN if taken.held_open else "",
     )  # fmt: skip
-    if taken.kind is Kind.DIRECTORY and known is not None and not known.marker:
+    if taken.kind is Kind.DIRECTORY and known is not None and (known.view is not None or not known.marker):
         version = _changed_directory(bucket, version, known, taken)
     if bucket.bucket.trees and taken.kind is not Kind.DIRECTORY and taken.found.st_nlink > 1:
         version = replace(version, link=names.linked_to(region, bucket, change.key, taken))

@@ -30,8 +30,12 @@ class Evidence(Protocol):
     def is_made_and_edited(self) -> bool:
         """Whether a user has changed the rights of a directory that was deleted while files were left in it."""
 
+    def is_made_since(self) -> bool:
+        """Whether replication made the directory after a user had removed the one that is on record."""
+
     def same_directory(self) -> str:
-        """The id of the recorded version whose metadata the directory has; empty where it was changed."""
+        """The id of the recorded version whose metadata the directory has; empty where it was changed, or there is
+        none."""
 
     def no_room(self, size_bytes: int) -> str:
         """Why the filesystem has no space for a copy of size_bytes; empty where it has."""
@@ -94,13 +98,13 @@ class AddMarker(Struct, frozen=True):
     detach: Version | None = None
 
 
-class RemoveIfEmpty(Struct, frozen=True):
-    """The directory was deleted while files were left in it, and goes with the last of them."""
+class LeaveToContents(Struct, frozen=True):
+    """The key is deleted, and the directory is there for what is in it: it goes with the last of that."""
 
 
 Decision = (
     Nothing | ShowCurrent | Defer | CopyInBackground | Edit | Detach | MakeLeftPrivate | AddVersion | AddMarker
-    | RemoveIfEmpty
+    | LeaveToContents
 )  # fmt: skip
 
 
@@ -146,17 +150,22 @@ def judge(
 
 def _judge_directory(seen: Taken, known: Object | None, evidence: Evidence, *, is_stale: bool) -> Decision:
     """The decision on a directory of a tree bucket: changed metadata makes a new version."""
-    if known is None or known.marker:
-        # a directory whose marker has arrived, and that is not empty yet, is about to be removed; one that its user put
-        # in its place since then is not
-        if is_stale and (known is None or known.view is None or known.view.has_content_of(seen.found)):
-            return Nothing()
-        if known is None:
-            return Nothing() if evidence.is_made() else AddVersion()
-        return AddVersion() if not evidence.is_made() or evidence.is_made_and_edited() else RemoveIfEmpty()
+    if known is None:
+        return Nothing() if is_stale or evidence.is_made() else AddVersion()
+    view = known.view
+    if known.marker:
+        if evidence.is_made():
+            return AddVersion() if evidence.is_made_and_edited() else LeaveToContents()
+        # a directory whose marker has arrived, and that is not empty yet, is about to be removed; one that its user has
+        # changed, or put in its place, is not
+        is_same = view is None or view.has_content_of(seen.found)
+        is_unchanged = is_same and not (view and view.shown and not evidence.same_directory())
+        return Nothing() if is_stale and is_unchanged else AddVersion()
+    if view is not None and evidence.is_made_since():
+        return AddMarker()
     if shown := evidence.same_directory():
         return Edit(shown)
-    return Nothing() if known.view is None and evidence.is_made() else AddVersion()
+    return ShowCurrent() if view is None and evidence.is_made() else AddVersion()
 
 
 def _judge_copy(

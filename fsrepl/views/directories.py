@@ -28,6 +28,7 @@ from msgspec.structs import replace
 
 from fsrepl.model import access, attributes, json_text, keys
 from fsrepl.model.version import Rights
+from fsrepl.model.view import View
 from fsrepl.storage import staging
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import DOES_NOT_FIT, GONE, UNSUPPORTED
@@ -39,14 +40,16 @@ from fsrepl.views import crossing
 class Replicated(Struct, frozen=True):
     """A bucket's record of a directory that sources deliver into.
 
-    made: the inode that replication made for it, 0 where none; given: its permissions afterwards. home: the inode
-    of the directory that the record was written on: in a copy of the tree it differs, as do all others.
+    made: the inode that replication made for it, 0 where none; since_ns: its ctime then, 0 where it was adopted, or an
+    earlier build made it; given: its permissions afterwards. home: the inode of the directory that the record was
+    written on: in a copy of the tree it differs, as do all others.
     """
 
     sources: Mapping[str, Rights] = field(default_factory=dict)
     made: int = 0
     given: Rights | None = None
     home: int = 0
+    since_ns: int = 0
 
 
 def with_parents(paths: Iterable[bytes]) -> list[bytes]:
@@ -93,6 +96,7 @@ def _read(bucket: OpenBucket, at: int) -> Replicated:
             return Replicated(
                 {address: _decode(each) for address, each in stored["sources"].items()},
                 int(stored["made"]), _decode(stored["given"]) if stored["given"] else None, int(stored["home"]),
+                int(stored.get("since", 0)),
             )  # fmt: skip
     return Replicated()
 
@@ -111,7 +115,8 @@ def _write(bucket: OpenBucket, at: int, known: Replicated) -> None:
 def _document(known: Replicated) -> bytes:
     sources = {address: _rights_document(rights) for address, rights in known.sources.items()}
     given = _rights_document(known.given) if known.given else None
-    return json.dumps({"home": known.home, "made": known.made, "given": given, "sources": sources}).encode()
+    document = {"home": known.home, "made": known.made, "since": known.since_ns, "given": given, "sources": sources}
+    return json.dumps(document).encode()
 
 
 def _encode(rights: Rights) -> bytes:
@@ -266,6 +271,18 @@ def is_made(bucket: OpenBucket, path: bytes) -> bool:
         return False
 
 
+def is_made_since(bucket: OpenBucket, path: bytes, view: View) -> bool:
+    """Whether replication made a directory for the files below it where the recorded one was gone. That may have been
+    another directory of the same inode number."""
+    try:
+        at = bucket.stored_directory(path)
+        known = _read(bucket, at)
+        fd = _made(bucket, at, path, known)
+        return fd is not None and (not view.has_content_of(bucket.fs.stat_fd(fd)) or view.ctime_ns < known.since_ns)
+    except OSError:
+        return False
+
+
 def is_changing(bucket: OpenBucket, path: bytes) -> bool:
     """After a crash: whether a directory that replication made may be half changed to show a version of its own.
 
@@ -284,7 +301,7 @@ def adopt(bucket: OpenBucket, path: bytes) -> None:
     at, fd = bucket.stored_directory(path), bucket.views.get(path)
     remember(bucket, path)
     bucket.fs.set_attribute(fd, attributes.MADE, b"1")
-    known = replace(_read(bucket, at), made=bucket.fs.stat_fd(fd).st_ino, given=rights_of(bucket, fd))
+    known = replace(_read(bucket, at), made=bucket.fs.stat_fd(fd).st_ino, since_ns=0, given=rights_of(bucket, fd))
     _write(bucket, at, known)
 
 
@@ -371,7 +388,8 @@ def _make(bucket: OpenBucket, above: int, path: bytes, name: bytes) -> None:
             fs.set_attribute(fd, attributes.MADE, b"1")
         given = give(bucket, fd, rights_of(bucket, fd), wanted)
         if at is not None and known.sources:
-            _write(bucket, at, replace(known, made=fs.stat_fd(fd).st_ino, given=given))
+            found = fs.stat_fd(fd)
+            _write(bucket, at, replace(known, made=found.st_ino, since_ns=found.st_ctime_ns, given=given))
         return given
 
     make(bucket, above, path, name, prepare)

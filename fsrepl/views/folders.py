@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Posix, Rights, Shortfall, Version
+from fsrepl.model.view import View
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import DOES_NOT_FIT, UNSUPPORTED, FileType
@@ -123,6 +124,12 @@ def remove(bucket: OpenBucket, path: bytes) -> bool:
     bucket.views.changed.discard(path)
     bucket.views.changed.add(parent)
     return True
+
+
+def belongs_to_contents(bucket: OpenBucket, path: bytes, fd: int, recorded: View | None) -> bool:
+    """Whether an open directory is another one than the view on record, and replication made it for what is in it."""
+    is_recorded = recorded is not None and recorded.has_content_of(bucket.fs.stat_fd(fd))
+    return not is_recorded and directories.is_made(bucket, path)
 
 
 def leave_to_contents(bucket: OpenBucket, current: CurrentVersions, key: bytes) -> bool:

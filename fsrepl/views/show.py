@@ -461,6 +461,9 @@ def show_directory(bucket: OpenBucket, version: Version, expected: View | None, 
             return UserChanged()  # its user removed or replaced it, or a directory above it
         return _make_directory(bucket, version, found)
     with folders.opened(bucket, path) as (fd, is_closed):
+        if version.marker and folders.belongs_to_contents(bucket, path, fd, expected):
+            obstacles.remove_made_directories(bucket, path)
+            return Shown(None)
         if not surely and _is_users(bucket, version.key, fd, expected, is_closed=is_closed):
             return Shown(None) if version.marker and expected is None else UserChanged()
         if version.marker:

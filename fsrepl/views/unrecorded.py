@@ -15,6 +15,7 @@ from fsrepl.storage import placed
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.view_file import look_at_file, open_view
+from fsrepl.views import directories
 
 
 class Look(enum.Enum):
@@ -54,9 +55,12 @@ def look_closely(bucket: OpenBucket, key: bytes, view: View | None) -> tuple[Loo
 
 
 def look(bucket: OpenBucket, key: bytes, view: View | None) -> Look:
-    """Compare the view at a key with its record. A file that may not be inspected counts as recorded."""
+    """Compare the view at a key with its record. A file that may not be inspected counts as recorded, and so does a
+    directory that is there for what is in it."""
     try:
         found = bucket.view_status(key)
     except OSError as error:
         return compare(view, None) if error.errno in NO_FILE else Look.RECORDED
+    if view is None and keys.is_directory(key) and directories.is_made(bucket, key[:-1]):
+        return Look.CHANGED if directories.is_edited(bucket, key[:-1]) else Look.RECORDED
     return compare(view, found if bucket.is_object(key, found) else None)

@@ -21,13 +21,14 @@ from fsrepl.capture.judge import (
     Defer,
     Detach,
     Edit,
+    LeaveToContents,
     Left,
     MakeLeftPrivate,
     Nothing,
     ShowCurrent,
     judge,
 )
-from fsrepl.model.version import Posix, Version
+from fsrepl.model.version import Kind, Posix, Version
 from fsrepl.model.view import View, view_of
 from fsrepl.storage.journal.rows import Object
 
@@ -42,6 +43,10 @@ class Answers:
     """Evidence with prepared answers; records which questions were asked."""
 
     is_shown: str = ""
+    made: bool = False
+    made_and_edited: bool = False
+    made_since: bool = False
+    of_directory: str = ""
     is_overwritten: Version | None = None
     is_full: str = ""
     asked: list[str] = field(default_factory=list)
@@ -53,6 +58,22 @@ class Answers:
     def overwritten(self) -> Version | None:
         self.asked.append("overwritten")
         return self.is_overwritten
+
+    def is_made(self) -> bool:
+        self.asked.append("is_made")
+        return self.made
+
+    def is_made_and_edited(self) -> bool:
+        self.asked.append("is_made_and_edited")
+        return self.made_and_edited
+
+    def is_made_since(self) -> bool:
+        self.asked.append("is_made_since")
+        return self.made_since
+
+    def same_directory(self) -> str:
+        self.asked.append("same_directory")
+        return self.of_directory
 
     def no_room(self, size_bytes: int) -> str:
         self.asked.append("no_room")
@@ -199,3 +220,44 @@ def test_a_key_without_a_record_is_new(found: os.stat_result) -> None:
     answers = Answers()
     assert judge(taken(found), None, answers, is_stale=False, left=Left()) == AddVersion()
     assert answers.asked == ["overwritten"]
+
+
+HERE, ELSEWHERE = "the recorded directory", "another directory"
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+@pytest.mark.parametrize("view_of_it", [None, HERE, ELSEWHERE])
+@pytest.mark.parametrize("known", [None, CURRENT, MARKER])
+@pytest.mark.parametrize("made", ["", "made", "made and edited"])
+@pytest.mark.parametrize("same", [False, True])
+def test_a_directory(
+    tmp_path: Path, known: Object | None, view_of_it: str | None, made: str, same: bool, is_stale: bool
+) -> None:
+    """S3: the directory of a deleted key stays for what is in it, and is not waited for. What its users made, changed
+    or removed becomes a version or a marker; what replication made is no change of a user."""
+    if known is None and view_of_it is not None:
+        return
+    recorded = tmp_path / "other"
+    recorded.mkdir()
+    if known is not None and view_of_it is not None:
+        known = replace(known, view=view((tmp_path if view_of_it == HERE else recorded).stat(), "1"))
+    answers = Answers(
+        made=bool(made), made_and_edited=made == "made and edited", made_since=bool(made) and view_of_it == ELSEWHERE,
+        of_directory="1" if same else "",
+    )  # fmt: skip
+    seen = Taken(tmp_path.stat(), 0, b"", POSIX, {}, {}, {}, False, b"", kind=Kind.DIRECTORY)
+    is_recorded = view_of_it is None or (view_of_it == HERE and same)
+    expected: Decision
+    if known is None:
+        expected = Nothing() if is_stale or made else AddVersion()
+    elif known.marker and made:
+        expected = AddVersion() if answers.made_and_edited else LeaveToContents()
+    elif known.marker:
+        expected = Nothing() if is_stale and is_recorded else AddVersion()
+    elif made and view_of_it == ELSEWHERE:
+        expected = AddMarker()
+    elif same:
+        expected = Edit("1")
+    else:
+        expected = ShowCurrent() if made and view_of_it is None else AddVersion()
+    assert judge(seen, known, answers, is_stale=is_stale) == expected
