@@ -61,11 +61,11 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     conflicts: list[Document] = []
     linked = 0
     halted: halt.Halt | None = None
+    alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
         halted = halt.read(opened.fs, opened.meta)
-        conflicts = _conflicts(opened, journal_)
+        conflicts = _conflicts(opened, journal_, alive.get("conflicts", {}))
         linked = _linked(opened, journal_)
-    alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     skipped = alive.get("skipped")
     total = journal_.totals.counts(address)
     counts = journal_.deliveries.counts(address)
@@ -175,10 +175,11 @@ def _of_service(journal_: Journal, address: str, said: Document) -> Document:
     }
 
 
-def _conflicts(bucket: OpenBucket, journal_: Journal) -> list[Document]:
-    """The keys whose views are obstructed, and by what; no more than a person would read."""
+def _conflicts(bucket: OpenBucket, journal_: Journal, known: Mapping[str, str]) -> list[Document]:
+    """The keys whose views are obstructed, and by what; no more than a person would read. known: what the daemon met
+    by key: an object that this filesystem, or a bucket that is no tree bucket, cannot show has nothing in its way."""
     unshown = journal_.views.unshown(bucket.address, _UNSHOWN_MAX)
-    found = ((key, obstacles.describe(bucket, key)) for key in unshown)
+    found = ((key, obstacles.describe(bucket, key) or known.get(keys.shown(key), "")) for key in unshown)
     return [keys.key_document(key) | {"Reason": "ViewConflict", "Why": why} for key, why in found if why]
 
 

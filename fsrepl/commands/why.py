@@ -41,7 +41,7 @@ def why(site: Site, object_: Address, version_id: str | None, said: Document) ->
     with listing.open_versioned(site, address) as bucket:
         halted = halt.read(bucket.fs, bucket.meta)
         group = listing.versions_of(bucket, key)
-        notes += _conflict(bucket, group)
+        notes += _conflict(bucket, group, said)
         meant = "" if group else listing.meant(bucket, key)
         unseen = "" if group or meant else obstacles.unversioned(bucket, key)
     chosen = [v for v in group if version_id in (None, v.id)]
@@ -60,7 +60,7 @@ def why(site: Site, object_: Address, version_id: str | None, said: Document) ->
         if behind := said.get("buckets", {}).get(destination, {}).get("behind", {}).get(name):
             notes.append(f"the file in {destination} does not show this version yet: {behind}")
         with contextlib.suppress(FsreplError, OSError), listing.open_versioned(site, destination) as bucket:
-            notes += _conflict(bucket, listing.versions_of(bucket, key))
+            notes += _conflict(bucket, listing.versions_of(bucket, key), said)
     deliveries = [_delivery(site, address, version, destination, said, halted) for destination in version.deliveries]
     document: Document = keys.key_document(key) | {
         "VersionId": version.id,
@@ -101,11 +101,13 @@ def _notes(alive: Mapping[str, Any], name: str) -> list[str]:
     return notes
 
 
-def _conflict(bucket: OpenBucket, group: Sequence[Version]) -> list[str]:
+def _conflict(bucket: OpenBucket, group: Sequence[Version], said: Mapping[str, Any]) -> list[str]:
     """The obstacle where a key's view should show the current version."""
     if not group or group[0].marker:
         return []
-    obstacle = obstacles.describe(bucket, group[0].key)
+    key = group[0].key
+    known = said.get("buckets", {}).get(bucket.address, {}).get("conflicts", {})
+    obstacle = obstacles.describe(bucket, key) or known.get(keys.shown(key), "")
     return [f"ViewConflict in {bucket.address}: {obstacle}"] if obstacle else []
 
 

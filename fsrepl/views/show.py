@@ -134,6 +134,8 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
         return show_directory(bucket, version, expected)
     if kind is not Kind.FILE and not bucket.bucket.trees:
         return _needs_trees(bucket, version)
+    if kind is Kind.LINK and not staged:
+        return NotShown("the target of the symlink is too long for this filesystem", conflict=True)
     if version.marker and expected is not None and (outcome := remove(bucket, version.key, expected)) is not None:
         return outcome
     if expected is None and not version.marker:

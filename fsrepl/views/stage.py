@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 
 from msgspec.structs import replace
 
@@ -70,7 +71,8 @@ def stage_view(
 
     Also the shortfall of its metadata. By the order of the steps it is never readable by more people
     than the object is. It lies in .fsrepl/tmp, unless another directory and a name in it are given. The name is empty
-    for a directory, which is made when it is shown, and for a symlink in a bucket that is no tree bucket.
+    for a directory, which is made when it is shown, and for a symlink that cannot be shown: in a bucket that is no tree
+    bucket, or with a target that is too long for this filesystem.
     """
     fs = bucket.fs
     at, name = (bucket.tmp, staging.token()) if at < 0 else (at, name)
@@ -113,7 +115,12 @@ def _stage_link(bucket: OpenBucket, version: Version, stored_fd: int, at: int, n
     target = b"".join(fs.chunks(stored_fd))
     if digests.of(target) != version.digest:
         raise Unavailable("the target for the symlink does not match its version")
-    fs.symlink(target, at, name)
+    try:
+        fs.symlink(target, at, name)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # xfs takes 1,023 bytes, ext4 and btrfs 4,095
+            raise
+        return b"", NO_SHORTFALL
     try:
         fd = fs.open_inode(at, name)
         try:

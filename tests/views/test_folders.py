@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -18,6 +19,7 @@ from fsrepl.model.version import Kind, Status
 from fsrepl.model.view import view_of
 from fsrepl.region.change_queue import CHANGED, DirectoryEvent
 from fsrepl.replicate.group import DeliveryGroup
+from fsrepl.storage.fs import Fs
 from fsrepl.storage.intents import Intent, write_intents
 from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import directories, obstacles, resting, stale
@@ -219,6 +221,46 @@ def test_a_file_in_the_place_of_a_directory_is_a_conflict(tmp_path: Path) -> Non
             world.settle()
         assert world.tree(DESTINATION) == {"two": b"ours"}
         assert list(folders(world, DESTINATION)) == ["one"]
+
+
+class ShortLinks(Fs):
+    """Symlinks as on xfs: their targets have 1,023 bytes at most."""
+
+    def symlink(self, target: bytes, at: int, name: bytes) -> None:
+        if len(target) > 1023:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        super().symlink(target, at, name)
+
+
+def test_a_symlink_whose_target_is_too_long_there_is_stored_and_not_shown(tmp_path: Path) -> None:
+    """Section 5, ViewConflict: the replica is COMPLETED; the symlink before it stays, and a shorter one replaces it."""
+    with World(tmp_path, trees=True, fs=ShortLinks()) as world:
+        world.link("old", "here")
+        world.settle()
+        for key in ("new", "old"):
+            world.link(key, "t" * 1024)
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
+        assert world.links(DESTINATION) == {"old": "here"}
+        site, said = world.engine.site, {"running": True, **live.status(world.engine)}
+        found = {each["bucket"]: each for each in status.status(site, said)["buckets"]}
+        too_long = "the target of the symlink is too long for this filesystem"
+        assert [(each["Key"], each["Why"]) for each in found[DESTINATION]["view_conflicts"]] == [
+            ("new", too_long), ("old", too_long),
+        ]  # fmt: skip
+        for address in (SOURCE, DESTINATION):
+            sentences = why.why(site, replace(Address.parse_bucket(address), key=b"new"), None, said).sentences
+            assert f"ViewConflict in {DESTINATION}: {too_long}" in sentences
+        world.link("new", "there")
+        world.unlink("old")
+        world.settle()
+        assert world.links(DESTINATION) == {"new": "there"}
+        assert not world.state(DESTINATION).views.stale
+        world.restart(without_journal=True)
+        world.settle()
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
+        world.stays_quiet()
 
 
 def test_verify_names_a_difference_after_the_kind_of_object(tmp_path: Path) -> None:
