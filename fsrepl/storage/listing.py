@@ -228,10 +228,8 @@ def versions_of(bucket: OpenBucket, key: bytes) -> list[Version]:
         return []
     try:
         mine = [(n, s) for n in bucket.fs.names(fd) if (s := keys.parse(n)) and not s.sidecar and s.name == component]
-        guess = keys.join(directory, component)
         records = [
-            versions.read_stored(bucket, fd, guess, keys.StoredName(component, s.id, s.marker, False), n)
-            for n, s in mine
+            versions.read_stored(bucket, fd, key, keys.StoredName(component, s.id, s.marker, False), n) for n, s in mine
         ]
     finally:
         bucket.fs.close(fd)

@@ -22,6 +22,7 @@ NAMES = [
     f"a;{ID}", f"a;{ID};deleted", f"a;{ID};meta.json", "a;null", "a;null;deleted", ";null", "x;deleted",
     f"~{DIGEST}", f"~{DIGEST}more", "~short", "n" * 218, "n" * 219, "n" * 255,
     "d/.fsrepl", "e/.fsrepl/versions/x", "dir;null/x", f"~{DIGEST[::-1]}/x", "/".join(["D" * 250] * 3),
+    f"d;null/a;{ID}", f"~{DIGEST[::-1]}/~{DIGEST}",
 ]  # fmt: skip
 
 
@@ -37,6 +38,9 @@ def test_names_of_all_kinds(tmp_path: Path) -> None:
         ids = world.ids(SOURCE)
         assert ids == world.ids(DESTINATION)
         assert {key: len(versions) for key, versions in ids.items()} == dict.fromkeys(wanted.values(), 1)
+        with world.engine.site.bucket(SOURCE).open() as opened:
+            found = {key: [version.id for version in listing.versions_of(opened, key)] for key in ids}
+        assert found == {key: [version[0] for version in versions] for key, versions in ids.items()}
         world.restart(without_journal=True)
         world.settle()
         assert world.ids(SOURCE) == world.ids(DESTINATION) == ids
