@@ -19,6 +19,7 @@ from fsrepl.model.version import Origin, Status, Version
 from fsrepl.s3 import rules
 from fsrepl.storage import halt, listing
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site
 from fsrepl.views import obstacles
 
@@ -41,7 +42,6 @@ def why(site: Site, object_: Address, version_id: str | None, said: Document) ->
     with listing.open_versioned(site, address) as bucket:
         halted = halt.read(bucket.fs, bucket.meta)
         group = listing.versions_of(bucket, key)
-        notes += _conflict(bucket, group, said)
         meant = "" if group else listing.meant(bucket, key)
         unseen = "" if group or meant else obstacles.unversioned(bucket, key)
     chosen = [v for v in group if version_id in (None, v.id)]
@@ -55,12 +55,13 @@ def why(site: Site, object_: Address, version_id: str | None, said: Document) ->
     with reader.reader(site) as journal_, listing.open_versioned(site, address) as bucket:
         if other_names := names.describe(bucket, journal_.views, version):
             notes.append(other_names)
+        notes += _conflict(bucket, journal_, group, said)
         upcoming = lifecycle.upcoming(site, journal_, bucket, key, version.id)
-    for destination in version.deliveries:
-        if behind := said.get("buckets", {}).get(destination, {}).get("behind", {}).get(name):
-            notes.append(f"the file in {destination} does not show this version yet: {behind}")
-        with contextlib.suppress(FsreplError, OSError), listing.open_versioned(site, destination) as bucket:
-            notes += _conflict(bucket, listing.versions_of(bucket, key), said)
+        for destination in version.deliveries:
+            if behind := said.get("buckets", {}).get(destination, {}).get("behind", {}).get(name):
+                notes.append(f"the file in {destination} does not show this version yet: {behind}")
+            with contextlib.suppress(FsreplError, OSError), listing.open_versioned(site, destination) as there:
+                notes += _conflict(there, journal_, listing.versions_of(there, key), said)
     deliveries = [_delivery(site, address, version, destination, said, halted) for destination in version.deliveries]
     document: Document = keys.key_document(key) | {
         "VersionId": version.id,
@@ -101,11 +102,15 @@ def _notes(alive: Mapping[str, Any], name: str) -> list[str]:
     return notes
 
 
-def _conflict(bucket: OpenBucket, group: Sequence[Version], said: Mapping[str, Any]) -> list[str]:
-    """The obstacle where a key's view should show the current version."""
+def _conflict(bucket: OpenBucket, journal_: Journal, group: Sequence[Version], said: Mapping[str, Any]) -> list[str]:
+    """Why a key's view cannot show the current version, if it does not."""
     if not group or group[0].marker:
         return []
     key = group[0].key
+    if needed := obstacles.needs_trees(bucket, group[0]):
+        shown = journal_.versions.look_up(bucket.address, [key]).get(key)
+        is_shown = shown is not None and shown.view is not None and shown.view.shown == group[0].id
+        return [] if is_shown else [f"ViewConflict in {bucket.address}: {needed}"]
     known = said.get("buckets", {}).get(bucket.address, {}).get("conflicts", {})
     obstacle = obstacles.describe(bucket, key) or known.get(keys.shown(key), "")
     return [f"ViewConflict in {bucket.address}: {obstacle}"] if obstacle else []

@@ -12,10 +12,18 @@ import errno
 import stat
 
 from fsrepl.model import attributes, keys
+from fsrepl.model.version import Kind, Version
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import FileType
 from fsrepl.storage.walk import Directory, directories
 from fsrepl.views import writable
+
+
+def needs_trees(bucket: OpenBucket, version: Version) -> str:
+    """Why a bucket does not show an object of this kind, for people; empty where it does."""
+    if bucket.bucket.trees or version.kind is Kind.FILE:
+        return ""
+    return f"it is {version.kind.value}, and {bucket.address} is no tree bucket"
 
 
 def describe(bucket: OpenBucket, key: bytes) -> str:

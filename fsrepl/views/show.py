@@ -132,8 +132,8 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
     kind = version.kind
     if kind is Kind.DIRECTORY:
         return show_directory(bucket, version, expected)
-    if kind is not Kind.FILE and not bucket.bucket.trees:
-        return _needs_trees(bucket, version)
+    if needed := obstacles.needs_trees(bucket, version):
+        return NotShown(needed, conflict=True)
     if kind is Kind.LINK and not staged:
         return NotShown("the target of the symlink is too long for this filesystem", conflict=True)
     if version.marker and expected is not None and (outcome := remove(bucket, version.key, expected)) is not None:
@@ -450,9 +450,9 @@ def show_directory(bucket: OpenBucket, version: Version, expected: View | None, 
 
     surely: the directory was about to be changed when a crash came, so that no difference is a user's change.
     """
-    if not bucket.bucket.trees:
+    if needed := obstacles.needs_trees(bucket, version):
         is_gone = expected is None or look(bucket, version.key).occupant is not Occupant.OTHER
-        return Shown(None) if version.marker and is_gone else _needs_trees(bucket, version)
+        return Shown(None) if version.marker and is_gone else NotShown(needed, conflict=True)
     path = version.key[:-1]
     bucket.views.forget(path)  # another one may have its name since
     found = look(bucket, version.key)
@@ -476,10 +476,6 @@ def show_directory(bucket: OpenBucket, version: Version, expected: View | None, 
         else:
             folders.change(bucket, fd, version)
         return Shown(bucket.view(bucket.fs.stat_fd(fd), version.id))
-
-
-def _needs_trees(bucket: OpenBucket, version: Version) -> NotShown:
-    return NotShown(f"it is {version.kind.value}, and {bucket.address} is no tree bucket", conflict=True)
 
 
 def _make_directory(bucket: OpenBucket, version: Version, found: Found) -> ShowResult:

@@ -421,3 +421,24 @@ def test_a_view_that_may_not_be_changed_delays_no_other(world: World, without_jo
     assert world.tree(DESTINATION) == {"k": b"two", "other": b"o"}
     assert world.ids(SOURCE) == world.ids(DESTINATION)
     assert world.leftovers(DESTINATION) == []
+
+
+def test_what_a_bucket_shows_since_it_was_a_tree_bucket_is_no_conflict(tmp_path: Path) -> None:
+    """design.md, 5: a ViewConflict is what cannot be shown, and why says what it needs, without a daemon too."""
+
+    def whys() -> list[str]:
+        said = {"running": False}
+        found = [why.why(world.engine.site, at(DESTINATION, key), None, said).sentences for key in (b"link", b"dir/")]
+        return [sentence for sentences in found for sentence in sentences if "ViewConflict" in sentence]
+
+    with World(tmp_path, trees=True) as world:
+        world.link("link", "target")
+        world.path("dir").mkdir()
+        world.settle()
+        world.run("bucket.trees", bucket=DESTINATION, on=False)
+        world.settle()
+        assert whys() == []
+        world.unlink("link")
+        world.link("link", "elsewhere")
+        world.settle()
+        assert whys() == [f"ViewConflict in {DESTINATION}: it is a symlink, and {DESTINATION} is no tree bucket"]
