@@ -16,9 +16,10 @@ from fsrepl.storage.fs import Fs
 
 _NAME_MAX = 255
 _FOLDER = b".fsrepl-probe"
-_LONG, _ATTRIBUTES, _NEW, _RENAMED, _ONE, _OTHER = _NAMES = (
-    b"n" * _NAME_MAX, b"attributes", b"new", b"renamed", b"one", b"other",
+_LONG, _ATTRIBUTES, _NEW, _RENAMED, _ONE, _OTHER, _SPELLED = _NAMES = (
+    b"n" * _NAME_MAX, b"attributes", b"new", b"renamed", b"one", b"other", "caf\u00e9".encode(),
 )  # fmt: skip
+_OTHER_CASE, _DECOMPOSED = _SPELLED.upper(), "cafe\u0301".encode()
 _GOOD = "use ext4, xfs, btrfs or a tmpfs of Linux 6.6"
 
 
@@ -98,6 +99,15 @@ def _names(fs: Fs, at: int) -> None:
     _make(fs, at, _LONG)
 
 
+def _spelling(fs: Fs, at: int) -> None:
+    """To S3 these are three keys. Where they are one file, one object would be written over another."""
+    _make(fs, at, _SPELLED)
+    for name, what in ((_OTHER_CASE, "upper and lower case"), (_DECOMPOSED, "two ways to write an accent")):
+        with contextlib.suppress(FileNotFoundError):
+            fs.stat(at, name)
+            raise OSError(f"to it {what} are one name")
+
+
 def _attributes(fs: Fs, at: int) -> None:
     fd = fs.create(at, _ATTRIBUTES)
     try:
@@ -128,6 +138,11 @@ def _sync(fs: Fs, at: int) -> None:
 
 REQUIREMENTS = (
     Requirement(f"has no names of {_NAME_MAX} bytes, which stored versions need", _names),
+    Requirement(
+        "does not keep names as they are, byte for byte, as keys must be",
+        _spelling,
+        "use a directory without case folding (chattr -F on an empty one), or another filesystem",
+    ),
     Requirement(
         "has no user attributes, which hold the record of each version",
         _attributes,

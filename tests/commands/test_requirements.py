@@ -7,8 +7,10 @@ import errno
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,26 @@ def test_what_a_filesystem_lacks_is_named_before_a_region_is_taken(tmp_path: Pat
         sites.init(tmp_path / "site", {"east": str(tmp_path / "east")}, fs=fs)
     assert "region east at" in str(refused.value)
     assert os.strerror(number).lower() in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fold", "named"),
+    [(str.casefold, "upper and lower case"), (partial(unicodedata.normalize, "NFC"), "two ways to write an accent")],
+)
+def test_a_filesystem_that_takes_two_keys_for_one_name_is_refused(
+    tmp_path: Path, fold: Callable[[str], str], named: str
+) -> None:
+    """G1, G6: as ext4 with case folding does, or ZFS with normalized names: `a` would be written over `A`."""
+
+    class Folding(Fs):
+        def stat(self, at: int, name: bytes, /) -> os.stat_result:
+            names = {fold(each.decode()): each for each in self.names(at)}
+            return super().stat(at, names.get(fold(name.decode()), name))
+
+    with pytest.raises(Usage, match="does not keep names as they are") as refused:
+        sites.init(tmp_path / "site", {"east": str(tmp_path / "east")}, fs=Folding())
+    assert named in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 
 
