@@ -158,9 +158,12 @@ def _judge_directory(seen: Taken, known: Object | None, evidence: Evidence, *, i
             return AddVersion() if evidence.is_made_and_edited() else LeaveToContents()
         # a directory whose marker has arrived, and that is not empty yet, is about to be removed; one that its user has
         # changed, or put in its place, is not
-        is_same = view is None or view.has_content_of(seen.found)
-        is_unchanged = is_same and not (view and view.shown and not evidence.same_directory())
-        return Nothing() if is_stale and is_unchanged else AddVersion()
+        if not is_stale or (view is not None and not view.has_content_of(seen.found)):
+            return AddVersion()
+        if view is None or not view.shown:
+            return Nothing()
+        shown = evidence.same_directory()
+        return Edit(shown) if shown else AddVersion()
     if view is not None and evidence.is_made_since():
         return AddMarker()
     if shown := evidence.same_directory():

@@ -246,14 +246,15 @@ def test_a_directory(
         of_directory="1" if same else "",
     )  # fmt: skip
     seen = Taken(tmp_path.stat(), 0, b"", POSIX, {}, {}, {}, False, b"", kind=Kind.DIRECTORY)
-    is_recorded = view_of_it is None or (view_of_it == HERE and same)
     expected: Decision
     if known is None:
         expected = Nothing() if is_stale or made else AddVersion()
     elif known.marker and made:
         expected = AddVersion() if answers.made_and_edited else LeaveToContents()
+    elif known.marker and is_stale and view_of_it is None:
+        expected = Nothing()
     elif known.marker:
-        expected = Nothing() if is_stale and is_recorded else AddVersion()
+        expected = Edit("1") if is_stale and view_of_it == HERE and same else AddVersion()
     elif made and view_of_it == ELSEWHERE:
         expected = AddMarker()
     elif same:

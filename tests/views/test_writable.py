@@ -88,6 +88,22 @@ def test_a_directory_that_its_owner_may_not_open_is_opened_again(users_home: Pat
         assert verify(world) == []
 
 
+def test_a_closed_directory_whose_user_has_closed_it_again_is_removed(users_home: Path) -> None:
+    """Its ctime is another one when its marker arrives, and what it has cannot be compared: it waits for nothing."""
+    with World(users_home, trees=True) as world:
+        world.path("d").mkdir()
+        world.settle()
+        world.path("d").chmod(0)
+        settle(world)
+        world.path("d", DESTINATION).chmod(0)
+        world.path("d").rmdir()
+        world.capture(SOURCE)
+        assert world.engine.run_until_idle()
+        settle(world)
+        alike(world)
+        assert not world.path("d", DESTINATION).exists()
+
+
 @pytest.mark.parametrize("trees", [False, True])
 def test_only_the_owner_may_write_meanwhile(users_home: Path, trees: bool) -> None:
     """G4: and readers see the old file or the new one."""
