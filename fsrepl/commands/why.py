@@ -21,7 +21,7 @@ from fsrepl.storage import halt, listing
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site
-from fsrepl.views import obstacles
+from fsrepl.views import directories, obstacles
 
 # -- why
 
@@ -55,13 +55,13 @@ def why(site: Site, object_: Address, version_id: str | None, said: Document) ->
     with reader.reader(site) as journal_, listing.open_versioned(site, address) as bucket:
         if other_names := names.describe(bucket, journal_.views, version):
             notes.append(other_names)
-        notes += _conflict(bucket, journal_, group, said)
+        notes += _in_its_place(bucket, journal_, group, said)
         upcoming = lifecycle.upcoming(site, journal_, bucket, key, version.id)
         for destination in version.deliveries:
             if behind := said.get("buckets", {}).get(destination, {}).get("behind", {}).get(name):
                 notes.append(f"the file in {destination} does not show this version yet: {behind}")
             with contextlib.suppress(FsreplError, OSError), listing.open_versioned(site, destination) as there:
-                notes += _conflict(there, journal_, listing.versions_of(there, key), said)
+                notes += _in_its_place(there, journal_, listing.versions_of(there, key), said)
     deliveries = [_delivery(site, address, version, destination, said, halted) for destination in version.deliveries]
     document: Document = keys.key_document(key) | {
         "VersionId": version.id,
@@ -102,11 +102,17 @@ def _notes(alive: Mapping[str, Any], name: str) -> list[str]:
     return notes
 
 
-def _conflict(bucket: OpenBucket, journal_: Journal, group: Sequence[Version], said: Mapping[str, Any]) -> list[str]:
-    """Why a key's view cannot show the current version, if it does not."""
-    if not group or group[0].marker:
+def _in_its_place(
+    bucket: OpenBucket, journal_: Journal, group: Sequence[Version], said: Mapping[str, Any]
+) -> list[str]:
+    """Why a key's view cannot show the current version, if it does not; or why a directory stays after its marker."""
+    if not group:
         return []
     key = group[0].key
+    if group[0].marker:
+        if not (keys.is_directory(key) and directories.is_made(bucket, key[:-1])):
+            return []
+        return [f"the directory stays in {bucket.address} for what is in it, and goes with the last of that"]
     if needed := obstacles.needs_trees(bucket, group[0]):
         shown = journal_.versions.look_up(bucket.address, [key]).get(key)
         is_shown = shown is not None and shown.view is not None and shown.view.shown == group[0].id

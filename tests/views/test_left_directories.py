@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from fsrepl.commands import why
+from fsrepl.model.address import Address
 from fsrepl.views import unrecorded
 from fsrepl.views.unrecorded import Look
 from tests.doubles import DyingFs, PowerCut
@@ -227,7 +229,8 @@ def test_a_directory_made_for_a_file_shows_its_version_where_nothing_else_is_kno
 
 
 def test_a_directory_that_stays_for_its_contents_is_no_unrecorded_change(tmp_path: Path) -> None:
-    """What reads beside the daemon says nothing of it; of one whose rights were changed it says so."""
+    """What reads beside the daemon says nothing of it, and `why` that it stays; of one whose rights were changed the
+    former says so."""
     with World(tmp_path, trees=True) as world:
         world.write("d/file", b"data")
         world.settle()
@@ -235,6 +238,10 @@ def test_a_directory_that_stays_for_its_contents_is_no_unrecorded_change(tmp_pat
         for _ in range(2):
             world.settle()
         at_rest(world)
+        address = replace(Address.parse_bucket(SOURCE), key=b"d/")
+        notes = why.why(world.engine.site, address, None, {}).sentences
+        for bucket in BOTH:
+            assert f"the directory stays in {bucket} for what is in it, and goes with the last of that" in notes
         world.path("d").chmod(0o711)
         with world.engine.site.bucket(SOURCE).open() as opened:
             assert unrecorded.look(opened, b"d/", None) is Look.CHANGED
