@@ -132,7 +132,7 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
     kind = version.kind
     if kind is Kind.DIRECTORY:
         return show_directory(bucket, version, expected)
-    if needed := obstacles.needs_trees(bucket, version):
+    if kind is not Kind.FILE and (needed := obstacles.needs_trees(bucket, version)):
         return NotShown(needed, conflict=True)
     if kind is Kind.LINK and not staged:
         return NotShown("the target of the symlink is too long for this filesystem", conflict=True)
