@@ -137,8 +137,11 @@ def verdicts(history: History) -> Iterable[tuple[Rest, Verdict]]:
         yield rest, judge(rest, history.up, kept[at], destroyed[at], history.overwritten)
 
 
-def out_of_step(listing: Listing, destinations: Mapping[str, Collection[str]]) -> list[Violation]:
-    """What is missing at rest. destinations: the buckets to which a bucket replicates.
+def out_of_step(
+    listing: Listing, destinations: Mapping[str, Collection[str]], overwritten: Collection[str] = ()
+) -> list[Violation]:
+    """What is missing at rest. destinations: the buckets to which a bucket replicates. overwritten: digests of bytes
+    that may be lost.
 
     Every content is everywhere; a marker where its record says so, since S3 copies none after the fact.
     """
@@ -146,7 +149,7 @@ def out_of_step(listing: Listing, destinations: Mapping[str, Collection[str]]) -
     there = {(bucket, each.key, each.id) for bucket, versions in listing.items() for each in versions}
     for bucket, others in destinations.items():
         for each in listing[bucket]:
-            if each.maker != bucket or each.id == NULL:
+            if each.maker != bucket or each.id == NULL or each.digest in overwritten:
                 continue
             wanted = set(each.completed) if each.is_marker else set(others)
             found += [

@@ -129,6 +129,8 @@ def test_at_rest_every_content_is_everywhere_and_markers_where_they_were_due() -
     listing = {EAST: (ONE, TWO, unsent), WEST: (replace(ONE, completed=frozenset()),)}
     both = {EAST: (WEST,), WEST: (EAST,)}
     assert [each.kind for each in out_of_step(listing, both)] == [Kind.UNREPLICATED]
+    assert out_of_step(listing, both, {"other"}) != []
+    assert out_of_step(listing, both, {TWO.digest}) == []
     assert out_of_step({EAST: (ONE, TWO, unsent), WEST: (ONE, TWO)}, both) == []
 
 
