@@ -154,13 +154,16 @@ def test_a_delivery_takes_over_what_crossed_so_far(world: World, fs: Watching) -
 
 
 @pytest.mark.parametrize("part", [1, SIZE // PART - 1])
-def test_nothing_that_crossed_early_is_believed(world: World, fs: Watching, part: int) -> None:
-    """G3: what was damaged in it meanwhile is noticed, and its block sent again, alone."""
+def test_nothing_that_crossed_early_is_believed(
+    world: World, fs: Watching, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G3: what was damaged in it before it was read back is noticed, and its block sent again, alone."""
+    monkeypatch.setattr(read_back, "_FOLLOWS_BYTES", SIZE)  # nothing is read back before all has crossed
 
     def damage() -> None:
         if fs.crossed == part * PART:
             with left(world).open("r+b") as file:
-                file.seek(fs.crossed - 9)  # not read back before two MiB more are there
+                file.seek(fs.crossed - 9)
                 file.write(b"rot")
 
     fs.then = damage
