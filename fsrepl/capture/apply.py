@@ -172,10 +172,11 @@ def apply(
     decision = judged(left=Left() if has_left_none else None)
     if isinstance(decision, MakeLeftPrivate):
         decision = judged(left=Left(hardlinks.make_left_private(region, bucket, key, known, taken)))
+    is_object = isinstance(decision, AddVersion | Edit)
+    if is_object and taken is not None and taken.kind is Kind.DIRECTORY and _may_be_made(taken):
+        directories.disown(bucket, key[:-1])
     if isinstance(decision, AddVersion):
         assert taken is not None
-        if taken.kind is Kind.DIRECTORY and _may_be_made(taken):
-            directories.disown(bucket, key[:-1])
         if taken.destroyed is not None:
             try:
                 hardlinks.destroyed_in_tier(region, state, bucket, taken.destroyed)

@@ -315,13 +315,14 @@ def is_edited(bucket: OpenBucket, path: bytes) -> bool:
 
 
 def disown(bucket: OpenBucket, path: bytes) -> None:
-    """Count a directory as made by people again, who have changed it: it stays when it is empty. Raises OSError."""
+    """Count a directory as an object, whatever it was made for: it stays when it is empty. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):  # nothing is stored below it, so that it was not made here
         at = bucket.stored_directory(path)
-        known = _read(bucket, at)
-        if (fd := _made(bucket, at, path, known)) is not None:
+        if (known := _read(bucket, at)).made:
+            _write(bucket, at, replace(known, made=0, since_ns=0, given=None))
+    with contextlib.suppress(PermissionError):  # without the record the attribute says nothing
+        if bucket.fs.attribute(fd := bucket.views.get(path), attributes.MADE) is not None:
             bucket.fs.remove_attribute(fd, attributes.MADE)
-            _write(bucket, at, replace(known, made=0, given=None))
 
 
 def difference(bucket: OpenBucket, sources: Mapping[str, RightsAt], path: bytes) -> str:

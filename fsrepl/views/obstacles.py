@@ -13,10 +13,10 @@ import stat
 
 from fsrepl.model import attributes, keys
 from fsrepl.model.version import Kind, Version
+from fsrepl.storage import walk
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import FileType
-from fsrepl.storage.walk import Directory, directories
-from fsrepl.views import writable
+from fsrepl.views import directories, writable
 
 
 def needs_trees(bucket: OpenBucket, version: Version) -> str:
@@ -74,7 +74,7 @@ def clear(bucket: OpenBucket, path: bytes) -> bool:
     """Remove a directory that replication made, if it holds only others of that kind; whether it is gone."""
     paths = []
     try:
-        for directory in directories(bucket.fs, bucket.fd, path):
+        for directory in walk.directories(bucket.fs, bucket.fd, path):
             if not _is_made_and_without_files(bucket, directory):
                 return False
             paths.append(directory.path)
@@ -83,7 +83,7 @@ def clear(bucket: OpenBucket, path: bytes) -> bool:
     return bool(paths) and all(remove_made(bucket, each) for each in reversed(paths))
 
 
-def _is_made_and_without_files(bucket: OpenBucket, directory: Directory) -> bool:
+def _is_made_and_without_files(bucket: OpenBucket, directory: walk.Directory) -> bool:
     is_made = bucket.fs.attribute(directory.fd, attributes.MADE) is not None
     return is_made and all(kind is FileType.DIRECTORY for _, kind in directory.entries)
 
@@ -93,7 +93,10 @@ def remove_made(bucket: OpenBucket, path: bytes) -> bool:
     parent, name = keys.split(path)
     try:
         fd, above = bucket.views.get(path), bucket.views.get(parent)
-        if bucket.fs.attribute(fd, attributes.MADE) is None or not _is_at(bucket, fd, above, name):
+        is_made = bucket.fs.attribute(fd, attributes.MADE) is not None
+        if is_made and bucket.bucket.trees:  # it may be an object by now
+            is_made = directories.is_made(bucket, path)
+        if not (is_made and _is_at(bucket, fd, above, name)):
             return False
         # RACE: another empty directory, put there in this moment, is removed instead; its user could remove it too.
         try:

@@ -245,3 +245,26 @@ def test_a_directory_that_stays_for_its_contents_is_no_unrecorded_change(tmp_pat
         world.path("d").chmod(0o711)
         with world.engine.site.bucket(SOURCE).open() as opened:
             assert unrecorded.look(opened, b"d/", None) is Look.CHANGED
+
+
+@pytest.mark.parametrize("without_journal", [False, True])
+def test_a_directory_that_became_an_object_stays_when_it_is_empty(tmp_path: Path, without_journal: bool) -> None:
+    """It was made for a file that was restored into it; nobody but its users removes it from then on."""
+    with World(tmp_path, trees=True) as world:
+        world.write("d/file", b"data")
+        world.settle()
+        shutil.rmtree(world.path("d"))
+        for _ in range(2):
+            world.settle()
+        world.run("object.restore", bucket=SOURCE, key=b"d/file")
+        if without_journal:
+            world.restart(without_journal=True)
+        for _ in range(2):
+            world.settle()
+        is_object = not world.current("d/").marker
+        world.unlink("d/file")
+        for _ in range(2):
+            world.settle()
+        assert world.current("d/").marker is not is_object
+        assert world.path("d").exists() is is_object
+        assert world.path("d", DESTINATION).exists() is is_object
