@@ -155,7 +155,8 @@ def _give(bucket: OpenBucket, fd: int, version: Version) -> tuple[Rights, Shortf
 
     People whom the new rights do not admit lose their access first, so that they see no new attribute. The attributes
     come before the new rights, and those refused once more afterwards: only a directory that may be written to takes
-    any.
+    any, so that its owner, the daemon, may write to it meanwhile. After a crash the intent of the change says that this
+    right is no user's change.
     """
     wanted = attributes.of_object(version)
     assert version.posix is not None
@@ -163,13 +164,16 @@ def _give(bucket: OpenBucket, fd: int, version: Version) -> tuple[Rights, Shortf
     kept = has.mode & (rights.mode | 0o700)
     if (has.uid, has.gid, has.acl) != (rights.uid, rights.gid, rights.acl):
         kept &= ~0o077
-    if wanted and kept != has.mode:
+    there = bucket.fs.attributes(fd)
+    unwanted = [n for n in there if n == attributes.MADE or (not attributes.is_ours(n) and n not in wanted)]
+    if has.uid == os.geteuid() != 0 and (unwanted or any(there.get(name) != value for name, value in wanted.items())):
+        kept |= stat.S_IWUSR
+    if (wanted or unwanted) and kept != has.mode:
         bucket.fs.chmod(fd, kept)
         has = directories.rights_of(bucket, fd)
     with contextlib.suppress(PermissionError):
-        for name in bucket.fs.attributes(fd):
-            if name == attributes.MADE or (not attributes.is_ours(name) and name not in wanted):
-                bucket.fs.remove_attribute(fd, name)
+        for name in unwanted:
+            bucket.fs.remove_attribute(fd, name)
     refused = _put(bucket, fd, wanted)
     given = directories.give(bucket, fd, has, rights)
     refused = _put(bucket, fd, {name: wanted[name] for name in refused})

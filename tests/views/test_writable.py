@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.model.version import Origin, Status
+from fsrepl.views import directories
 from tests.doubles import EACH_CHANGE, DyingFs, PowerCut
 from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, worlds
@@ -148,6 +149,74 @@ def test_power_cut_while_the_daemon_may_write(users_memory: Path, trees: bool) -
         alike(world, where)
         if trees:
             assert {v.origin for v in world.of("d/", DESTINATION)} == {Origin.REPLICA}, where
+        for bucket in (SOURCE, DESTINATION):
+            world.path("d", bucket).chmod(0o755)  # so that it can be removed
+        if not fs.died:
+            return
+
+
+def test_a_closed_directory_gets_the_attributes_of_its_source(users_home: Path) -> None:
+    """New values, and no value that its source has no more, and its mode is the source's again."""
+    with World(users_home, trees=True) as world:
+        world.path("d").mkdir()
+        for name in ("user.note", "user.gone"):
+            os.setxattr(world.path("d"), name, b"old")
+        world.path("d").chmod(0o555)
+        settle(world)
+        world.path("d").chmod(0o755)
+        os.setxattr(world.path("d"), "user.note", b"new")
+        os.removexattr(world.path("d"), "user.gone")
+        world.path("d").chmod(0o555)
+        settle(world)
+        alike(world)
+        replica = world.path("d", DESTINATION)
+        assert {name: os.getxattr(replica, name) for name in os.listxattr(replica)} == {"user.note": b"new"}
+        assert verify(world) == []
+        world.stays_quiet()
+
+
+def test_a_closed_directory_that_was_made_for_a_file_stays_when_it_is_empty(users_home: Path) -> None:
+    """It is an object since its version arrived, though it could not be written to."""
+    with World(users_home, trees=True) as world:
+        world.path("d").mkdir()
+        act(world, "new")
+        settle(world)
+        replica = world.path("d", DESTINATION)
+        with world.engine.site.bucket(DESTINATION).open() as bucket:
+            replica.chmod(0o755)
+            directories.adopt(bucket, b"d")
+            replica.chmod(0o555)
+            world.engine.journal.views.see(DESTINATION, b"d/", None)
+        settle(world)
+        world.path("d").chmod(0o755)
+        world.unlink("d/k")
+        world.path("d").chmod(0o555)
+        settle(world)
+        alike(world)
+        assert replica.exists()
+
+
+@pytest.mark.parametrize("without_journal", [False, True])
+def test_power_cut_while_a_closed_directory_gets_attributes(users_memory: Path, without_journal: bool) -> None:
+    """G7: after a cut at any change the directory has its mode again, and that is no user's change."""
+    for calls, world in worlds(users_memory, trees=True):
+        world.path("d").mkdir()
+        os.setxattr(world.path("d"), "user.note", b"old")
+        world.path("d").chmod(0o555)
+        settle(world)
+        world.path("d").chmod(0o755)
+        os.setxattr(world.path("d"), "user.note", b"new")
+        world.path("d").chmod(0o555)
+        fs = DyingFs(calls)
+        world.restart(fs=fs)
+        with contextlib.suppress(PowerCut):
+            settle(world)
+        world.restart(without_journal=without_journal)
+        settle(world)
+        where = f"cut at {calls}, in {fs.died_in}"
+        alike(world, where)
+        assert os.getxattr(world.path("d", DESTINATION), "user.note") == b"new", where
+        assert {v.origin for v in world.of("d/", DESTINATION)} == {Origin.REPLICA}, where
         for bucket in (SOURCE, DESTINATION):
             world.path("d", bucket).chmod(0o755)  # so that it can be removed
         if not fs.died:
