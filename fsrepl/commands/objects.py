@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -316,7 +316,7 @@ def _tag(engine: Engine, request: OnObject, change: Callable[[Mapping[str, str]]
         if version.marker:
             raise Refused("MethodNotAllowed", f"{keys.shown(key)} is deleted: a delete marker has no tags")
         tags = change(version.tags)
-        _check_tags(tags, {name for name in tags if tags[name] != version.tags.get(name)})
+        _check_tags(version.tags, tags)
         if tags != version.tags:
             try:
                 edits.edit(region, state, bucket, version, replace(version, tags=tags))
@@ -326,10 +326,11 @@ def _tag(engine: Engine, request: OnObject, change: Callable[[Mapping[str, str]]
     return keys.key_document(key) | {"VersionId": version.id, "TagSet": tags_document(tags)}
 
 
-def _check_tags(tags: Mapping[str, str], changed: Collection[str]) -> None:
-    """Raises Refused as S3 does. changed: names that get a value; that an attribute of the file brought a reserved one
-    is no reason to refuse another tag."""
-    if len(tags) > TAGS_MAX:
+def _check_tags(before: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """Raises Refused as S3 does, for what the command gives a value: attributes of a file bring other tags and more of
+    them than S3 takes, and these can be removed one by one."""
+    changed = {name: value for name, value in tags.items() if value != before.get(name)}
+    if len(tags) > TAGS_MAX and not changed.keys() <= before.keys():
         raise Refused(
             "BadRequest",
             f"an object takes at most {TAGS_MAX} tags, and this would make {len(tags)}; `fsrepl tag rm` removes some",
@@ -339,7 +340,7 @@ def _check_tags(tags: Mapping[str, str], changed: Collection[str]) -> None:
             "InvalidTag",
             f"tag {reserved[0]!r}: names that begin with {TAG_RESERVED} are reserved in S3; choose another name",
         )
-    for name, value in tags.items():
+    for name, value in changed.items():
         if not name or len(name) > TAG_KEY_MAX or len(value) > TAG_VALUE_MAX:
             raise Refused(
                 "InvalidTag",

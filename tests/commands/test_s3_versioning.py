@@ -542,6 +542,22 @@ def test_a_reserved_tag_that_came_with_the_file_hinders_no_other(world: World) -
     assert world.current("k").tags == {"a": "1"}
 
 
+def test_tags_beyond_the_limits_that_came_with_the_file_are_removed(world: World) -> None:
+    """Section 4: attributes bring 12 tags, one of them too long. Each is removed or changed, and none is added."""
+    world.drop("k", b"data", tags={f"t{i:02}": "1" for i in range(11)} | {"long": "v" * 257})
+    world.settle()
+    assert len(world.current("k").tags) == 12
+    assert world.refused("tag.set", bucket=SOURCE, key=b"k", tags={"new": "1"}) == "BadRequest"
+    world.run("tag.set", bucket=SOURCE, key=b"k", tags={"t00": "2"})
+    world.run("tag.rm", bucket=SOURCE, key=b"k", names=["t01"])
+    assert len(world.current("k").tags) == 11
+    assert world.refused("tag.set", bucket=SOURCE, key=b"k", tags={"new": "1"}) == "BadRequest"
+    world.run("tag.rm", bucket=SOURCE, key=b"k", names=["t02", "t03"])
+    world.run("tag.set", bucket=SOURCE, key=b"k", tags={"new": "1"})
+    world.run("tag.rm", bucket=SOURCE, key=b"k", names=["long"])
+    assert len(world.current("k").tags) == 9
+
+
 def test_tags_of_markers_and_missing_versions_are_refused(world: World) -> None:
     """Section 4: a marker has none."""
     world.write("k", b"data")
