@@ -27,6 +27,7 @@ _COMPONENT_MAX = _NAME_MAX - len(b";") - 26 - len(SIDECAR)
 _AMBIGUOUS = re.compile(rb"(?s).*;" + _ID + rb"(?:;deleted|;meta\.json)?")
 _NO_NAMES = frozenset({b"", b".", b".."})
 _HASHED = re.compile(rb"~[0-9a-f]{32}")
+_SHOWN_BYTE = re.compile(rb"\\x([0-9a-f]{2})")
 _STORED = re.compile(rb"(?s)(?P<name>.*);(?P<id>" + _ID + rb")(?P<kind>;deleted|;meta\.json)?")
 
 
@@ -150,6 +151,11 @@ def shown(key: bytes) -> str:
     return "".join(
         c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode("utf-8", "surrogatepass")) for c in text
     )
+
+
+def unshown(name: bytes) -> bytes:
+    """The key that is shown as this name, unless that is a key itself: `\\xNN` becomes a byte again."""
+    return _SHOWN_BYTE.sub(lambda found: bytes.fromhex(found[1].decode()), name)
 
 
 def text(key: bytes) -> str:

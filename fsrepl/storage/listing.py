@@ -202,11 +202,15 @@ def meant(bucket: OpenBucket, key: bytes) -> str:
 
 
 def like_known(key: bytes, is_known: Callable[[bytes], bool]) -> str:
-    """The end of a message that a key is missing, where the bucket has the key that differs in its last slash alone.
+    """The end of a message that a key is missing, where the bucket has the key that was probably meant.
 
-    In a tree bucket `web/` is the key of a directory, and people leave out its slash. is_known: whether the bucket has
-    versions or markers of a key. Empty where it has none of the other key.
+    In a tree bucket `web/` is the key of a directory, and people leave out its slash; and they copy a name as it was
+    printed, with `\\xNN` for a byte. is_known: whether the bucket has versions or markers of a key. Empty where it has
+    none of the other key.
     """
+    exact = keys.unshown(key)
+    if exact != key and keys.is_key(exact) and is_known(exact):
+        return f"; \\xNN in a printed name is one byte, and $'{keys.shown(exact)}' in bash is that name"
     other = key[:-1] if keys.is_directory(key) else key + b"/"
     if not keys.is_key(other) or not is_known(other):
         return ""

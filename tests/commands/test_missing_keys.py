@@ -1,4 +1,4 @@
-"""A key that is missing, where the bucket has the key that differs from it in its last slash alone."""
+"""A key that is missing, where the bucket has the one that was meant: with another last slash, or shown like it."""
 
 from __future__ import annotations
 
@@ -81,3 +81,14 @@ def test_rm_of_a_directory_without_its_slash_adds_a_marker_and_says_so(
         assert refusal(world, command, b"web").endswith("; web/ is a key there, that of a directory")
     objects.rm(at(SOURCE, b"none"))
     assert capsys.readouterr().err == ""
+
+
+def test_a_name_as_it_was_printed_is_explained(world: World) -> None:
+    """Each command says how a shell writes the bytes for which people are shown escapes, where there is such a key."""
+    world.path("odd\n").write_bytes(b"data")
+    world.settle()
+    for command in COMMANDS:
+        assert refusal(world, command, b"odd\\x0a").endswith(
+            "; \\xNN in a printed name is one byte, and $'odd\\x0a' in bash is that name"
+        )
+        assert "in bash" not in refusal(world, command, b"even\\x0a"), command
