@@ -82,11 +82,13 @@ def _read_sentinel(region: Region, state: BucketState, timeout_s: float) -> int:
             return 0
         try:
             bucket.fs.close(bucket.fs.create(at, name))
-            until_s = time.monotonic() + timeout_s
-            while name not in watcher.sentinels and time.monotonic() < until_s:
-                region.pause(0.002)
+            try:
+                until_s = time.monotonic() + timeout_s
+                while name not in watcher.sentinels and time.monotonic() < until_s:
+                    region.pause(0.002)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    bucket.fs.unlink(at, name)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                bucket.fs.unlink(at, name)
             bucket.fs.close(at)
     return watcher.sentinels.pop(name, 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,9 +146,19 @@ def test_a_barrier_needs_no_room_on_the_disk(tmp_path: Path, number: int) -> Non
         fs.calls_left, fs.for_ever = 0, True
         epoch = barrier(world)
         assert fs.failed
+        assert [path for path in held_open() if path.endswith("/barrier")] == []  # nor does it keep the disk mounted
         assert world.state().scans.is_pending(epoch)
         settle_scans(world)
         assert not world.state().scans.is_pending(epoch)
+
+
+def held_open() -> list[str]:
+    """The paths of this process's descriptors."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
 
 
 def settle_scans(world: World) -> None:
