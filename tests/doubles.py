@@ -358,3 +358,12 @@ class DividedFs(UnsyncedFs):
         paths = [os.readlink(f"/proc/self/fd/{fd}") for fd in directories]
         if len({"/sub" in path and "/.fsrepl/" not in path for path in paths}) > 1:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+
+class FullFs(Fs):
+    """A filesystem of 1 GiB that is nearly full."""
+
+    free = 60 << 20
+
+    def space(self, fd: int) -> tuple[int, int]:
+        return self.free, 1 << 30

@@ -194,7 +194,9 @@ def apply(
                 stale.try_soon(state, key)
         case Defer(after_s, why, opened, is_warned):
             if is_warned:
-                log.warning('not captured bucket=%s key="%s": %s', change.address, keys.shown(key), why)
+                attempts = state.captures.faults[key] = state.captures.faults.get(key, 0) + 1
+                level = logging.WARNING if attempts == 1 else logging.DEBUG
+                log.log(level, 'not captured bucket=%s key="%s": %s', change.address, keys.shown(key), why)
             region.defer(state, change, after_s, why, opened=opened)
         case CopyInBackground():
             return decision

@@ -56,7 +56,7 @@ class Defer(Struct, frozen=True):
     why: str
     opened: bool = False
     is_warned: bool = False
-    """The log reports the reason."""
+    """The log reports the reason once, and status as long as it lasts."""
 
 
 class CopyInBackground(Struct, frozen=True):

@@ -28,7 +28,7 @@ from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import keys
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.version import Status, Version, Versioning
-from fsrepl.region.bucket_state import BucketState, Phase
+from fsrepl.region.bucket_state import NAMES, BucketState, Phase
 from fsrepl.region.scan_queue import is_below
 from fsrepl.storage import unversioned, versions
 
@@ -155,7 +155,7 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
         _let_views_tell(engine, scope, until_s)
     waited.pending = pending + len(late)
     waited.halted = [each.describe(a) for a, n in held.items() if n and (each := engine.site.buckets[a].halt)]
-    waited.trouble = [trouble for address in late if (trouble := _trouble(engine, address))]
+    waited.trouble = [trouble for address in late if (trouble := _trouble(engine, address, scope))]
     for address in scope.addresses:
         waited.failures += _failures(engine, address, scope)
         waited.unreadable += _unreadable(engine, address, scope)
@@ -222,10 +222,16 @@ def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None
                 engine.changed.wait(_left(told_s, _CAPTURE_LOOK_S))
 
 
-def _trouble(engine: Engine, address: str) -> str:
-    """Why a bucket cannot be captured now; empty where it can."""
+def _trouble(engine: Engine, address: str, scope: Scope) -> str:
+    """Why a bucket, or a file in scope, cannot be captured now; empty where it can."""
     state = engine.region_of(address).states.get(address)
     why = (state.why if state.phase is Phase.SUSPENDED else state.captures.paused) if state else ""
+    if state and not why:
+        untaken = [each for each in NAMES["uncaptured"](state) if scope.is_written_through(each[0])]
+        if untaken:
+            key, of_file = min(untaken)
+            others = f", and {len(untaken) - 1:,} more" if len(untaken) > 1 else ""
+            return f"{address}/{keys.shown(key)}{others}: {of_file}"
     return engine.site.buckets[address].trouble or (f"{address}: {why}" if why else "")
 
 

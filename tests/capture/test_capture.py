@@ -17,11 +17,12 @@ from msgspec.structs import replace
 from fsrepl.capture import look
 from fsrepl.capture.look import Seen
 from fsrepl.commands.documents import objects
+from fsrepl.region.bucket_state import NAMES
 from fsrepl.region.change_queue import CHANGED, CLOSED, GONE, WRITING, Change
 from fsrepl.storage import listing
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import Fs
-from tests.doubles import FailingFs
+from tests.doubles import FailingFs, FullFs
 from tests.world import DESTINATION, SOURCE, World
 
 LARGE_BYTES = 9 << 20
@@ -261,17 +262,9 @@ def test_holes_stay_holes(world: World, tail: bytes) -> None:
         assert path.stat().st_blocks * 512 < 4 << 20
 
 
-class FullFs(Fs):
-    """A filesystem of 1 GiB that is nearly full."""
-
-    free = 60 << 20
-
-    def space(self, fd: int) -> tuple[int, int]:
-        return self.free, 1 << 30
-
-
-def test_a_copy_that_would_take_the_user_s_space_waits(tmp_path: Path) -> None:
-    """Settings, keep_free: capture also pauses where there is space now, but the copy of a large file would take it."""
+def test_a_copy_that_would_take_the_user_s_space_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Settings, keep_free: capture also pauses where there is space now, but the copy of a large file would take it,
+    and status says so as long as it lasts."""
     fs = FullFs()
     with World(tmp_path, fs=fs) as world:
         world.write("large", b"l" * (20 << 20))
@@ -279,9 +272,12 @@ def test_a_copy_that_would_take_the_user_s_space_waits(tmp_path: Path) -> None:
         world.settle()
         assert set(world.tree(DESTINATION)) == {"small"}
         assert "its copy takes 20 MiB" in world.state().captures.deferred[b"large"].why
+        assert [key for key, _ in NAMES["uncaptured"](world.state())] == [b"large"]
+        assert caplog.text.count("its copy takes 20 MiB") == 1  # and not with each try
         fs.free = 200 << 20
         world.settle()
         assert world.tree(DESTINATION) == world.tree(SOURCE)
+        assert NAMES["uncaptured"](world.state()) == []
 
 
 def test_a_long_copy_gives_up_when_the_daemon_stops(world: World, caplog: pytest.LogCaptureFixture) -> None:

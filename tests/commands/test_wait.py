@@ -18,6 +18,7 @@ from fsrepl.commands import wait as barrier
 from fsrepl.model.address import Address
 from fsrepl.model.version import Posix
 from fsrepl.region.change_queue import CLOSED
+from tests.doubles import FullFs
 from tests.journeys.test_unprivileged import as_root
 from tests.mounts import clear, cover, only_root, unmount
 from tests.site import Site
@@ -36,7 +37,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield made
 
 
-def wait(world: World, scope: str = "") -> barrier.Waited:
+def wait(world: World, scope: str = "", timeout_s: float = 10.0) -> barrier.Waited:
     """`wait` in a daemon whose threads run while it waits; every barrier is a scan."""
 
     def turn() -> bool:
@@ -46,7 +47,7 @@ def wait(world: World, scope: str = "") -> barrier.Waited:
 
     world.engine.watcher = world.engine.watcher or NoWatches()
     named = Address.parse(scope) if scope else None
-    return barrier.wait(world.engine, barrier.scope_of(world.engine, named), 10.0, turn)
+    return barrier.wait(world.engine, barrier.scope_of(world.engine, named), timeout_s, turn)
 
 
 def left_out(waited: barrier.Waited) -> tuple[list[str], ...]:
@@ -221,6 +222,19 @@ def test_a_file_that_could_not_be_read_is_not_safe_while_its_region_is_away(user
         waited = barrier.wait(world.engine, barrier.scope_of(world.engine, Address.parse(SOURCE)), 0.0, lambda: False)
         assert waited.pending == 1
         world.back("east")
+
+
+def test_a_file_for_whose_copy_there_is_no_room_is_named_with_the_reason(tmp_path: Path) -> None:
+    """Settings, keep_free: capture says why it waits, also where other files are captured."""
+    with World(tmp_path, fs=FullFs()) as world:
+        for name in ("large", "other", "small"):
+            world.write(name, b"data" * (1 if name == "small" else 5 << 20))
+        world.settle()
+        for scope, who in ((SOURCE, "east/src/large, and 1 more"), (f"{SOURCE}/other", "east/src/other")):
+            waited = wait(world, scope, 0.3)
+            assert (waited.pending, len(waited.trouble)) == (1, 1)
+            assert waited.trouble[0].startswith(f"{who}: capture waits: 60 MiB are free, its copy takes 20 MiB")
+        assert wait(world, f"{SOURCE}/small").pending == 0
 
 
 @only_root
