@@ -509,7 +509,8 @@ def _at_work(facts: Facts, bucket: Bucket, said: Mapping[str, Any]) -> Iterator[
         key, why = next(iter(uncaptured.items()))
         number = _count(said, "uncaptured")
         yield Finding(
-            Level.WARNING, "bucket", address, f"{number} changes are not captured yet, such as {key}: {why}",
+            Level.WARNING, "bucket", address,
+            f"{counted(number, 'change is', 'changes are')} not captured yet, such as {key}: {why}",
             "they are captured once that is over; `fsrepl status --all` names them",
         )  # fmt: skip
     if waits := said.get("lifecycle_waits"):
