@@ -223,14 +223,14 @@ def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None
 
 
 def _trouble(engine: Engine, address: str, scope: Scope) -> str:
-    """Why a bucket, or a file in scope, cannot be captured now; empty where it can."""
+    """Why a bucket, or a file in scope, is not captured yet, for people; empty where only time was short."""
     state = engine.region_of(address).states.get(address)
     why = (state.why if state.phase is Phase.SUSPENDED else state.captures.paused) if state else ""
     if state and not why:
-        untaken = [each for each in NAMES["uncaptured"](state) if scope.is_written_through(each[0])]
-        if untaken:
-            key, of_file = min(untaken)
-            others = f", and {len(untaken) - 1:,} more" if len(untaken) > 1 else ""
+        waiting = [each for each in NAMES["waiting"](state) if scope.is_written_through(each[0])]
+        if waiting:
+            key, of_file = min(waiting, key=lambda each: (each[0] not in state.captures.faults, each[0]))
+            others = f", and {len(waiting) - 1:,} more" if len(waiting) > 1 else ""
             return f"{address}/{keys.shown(key)}{others}: {of_file}"
     return engine.site.buckets[address].trouble or (f"{address}: {why}" if why else "")
 

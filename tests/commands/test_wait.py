@@ -18,6 +18,7 @@ from fsrepl.commands import wait as barrier
 from fsrepl.model.address import Address
 from fsrepl.model.version import Posix
 from fsrepl.region.change_queue import CLOSED
+from fsrepl.storage.fs import Fs
 from tests.doubles import FullFs
 from tests.journeys.test_unprivileged import as_root
 from tests.mounts import clear, cover, only_root, unmount
@@ -235,6 +236,24 @@ def test_a_file_for_whose_copy_there_is_no_room_is_named_with_the_reason(tmp_pat
             assert (waited.pending, len(waited.trouble)) == (1, 1)
             assert waited.trouble[0].startswith(f"{who}: capture waits: 60 MiB are free, its copy takes 20 MiB")
         assert wait(world, f"{SOURCE}/small").pending == 0
+
+
+class _OthersFs(Fs):
+    """Files of other users: whether a program writes into them cannot be detected."""
+
+    def is_written(self, fd: int, *, closed_next: bool = False) -> bool | None:
+        return None
+
+
+def test_after_the_timeout_a_file_that_waits_to_be_captured_is_named_with_the_reason(tmp_path: Path) -> None:
+    """Section 5, errors: what, where and why. A file that a scan finds, and which may still be written, waits half a
+    minute."""
+    with World(tmp_path, fs=_OthersFs()) as world:
+        for name in ("a", "b"):
+            world.write(name, b"data")
+        for scope, who in ((SOURCE, "east/src/a, and 1 more"), (f"{SOURCE}/b", "east/src/b")):
+            (why,) = wait(world, scope, 0.3).trouble
+            assert why.startswith(f"{who}: the file changed lately, and may still be open for writing")
 
 
 @only_root
