@@ -181,31 +181,36 @@ class Receiver(abc.ABC):
         """
         if not self.engine.threaded:
             return what()
-        future: Future[T] = Future()
+        answer: list[Future[T]] = [Future()]
 
         def run() -> None:
-            if not future.set_running_or_notify_cancel():
+            if not answer[0].set_running_or_notify_cancel():
                 return  # the caller has given up
             try:
-                future.set_result(what())
+                answer[0].set_result(what())
             except BaseException as error:
-                future.set_exception(error)
+                answer[0].set_exception(error)
                 self.has_failed |= not isinstance(error, Refused)
                 if isinstance(error, sqlite3.Error) and database.is_passing(error):
                     raise  # the caller receives it, and the region starts again
 
         self.post(Call(run))
         since_s = time.monotonic()
-        while not future.done():
+        while not answer[0].done():
             waited_s = time.monotonic() - since_s
             if self.thread is not None and not self.thread.is_alive():
                 raise Unavailable(f"region {self.name} has stopped")
             if timeout_s is not None and waited_s >= timeout_s:
                 raise TimeoutError
             if timeout_s is None and self.pulse.is_stuck:
-                _give_up(future, self.name, waited_s)
-            wait([future], _ALIVE_S if timeout_s is None else min(timeout_s - waited_s, _ALIVE_S))
-        return future.result()
+                _give_up(answer[0], self.name, waited_s)
+            wait(answer, _ALIVE_S if timeout_s is None else min(timeout_s - waited_s, _ALIVE_S))
+        try:
+            return answer[0].result()
+        finally:
+            # An exception leads here by its traceback. It would be in a cycle, and what its frames hold open would stay
+            # open until garbage is looked for.
+            answer.clear()
 
     def read_inbox(self) -> bool:
         """Carry out posted messages; whether there were any."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import os
 import threading
 import time
@@ -387,6 +389,35 @@ def test_a_region_that_is_busy_is_waited_for(asked: World, monkeypatch: pytest.M
     monkeypatch.setattr(receiver, "_BEGUN_S", 0.05)
     monkeypatch.setattr(asked.region(), "post", lambda call: threading.Timer(0.3, call.run).start())
     assert asked.region().ask(lambda: "done") == "done"
+
+
+def test_what_fails_in_a_region_holds_nothing_open_afterwards(asked: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7: an idle daemon holds no descriptor in a region, also after an error, and before garbage is looked
+    for."""
+    monkeypatch.setattr(asked.region(), "post", lambda call: threading.Thread(target=call.run).start())
+    released: list[str] = []
+
+    def held() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            released.append("closed")
+
+    def fail() -> None:
+        steps = held()
+        for _ in steps:
+            raise OSError(errno.ENOSPC, "no room")
+
+    gc.disable()
+    try:
+        with contextlib.suppress(OSError):
+            asked.region().ask(fail)
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        assert released == ["closed"]
+    finally:
+        gc.enable()
 
 
 def test_a_retry_of_everything_leaves_out_a_region_that_hangs(asked: World, monkeypatch: pytest.MonkeyPatch) -> None:
