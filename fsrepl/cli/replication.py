@@ -167,6 +167,7 @@ def _print_enabled(wanted: requests.EnableReplication, answer: dict[str, Any]) -
         say(f"role {answer['Role']}{'' if wanted.dry_run else _role_change(answer)}")
     if not wanted.dry_run:
         say("objects from before are not replicated by the rule; `fsrepl replication backfill` sends them")
+        _warn_of_missing_role(answer)
 
 
 def _role_change(answer: dict[str, Any]) -> str:
@@ -178,6 +179,13 @@ def _role_change(answer: dict[str, Any]) -> str:
 def warn_of_unmatched(source: Address, answer: dict[str, Any]) -> None:
     if prefixes := answer.get("Unmatched"):
         warn(f"no object in {source} begins with {' or '.join(map(repr, prefixes))}; a rule waits for such objects")
+
+
+def _warn_of_missing_role(answer: dict[str, Any]) -> None:
+    """S3 saves a configuration whose role does not exist; people should know."""
+    role = answer["ReplicationConfiguration"]["Role"].rpartition("/")[2]
+    if not (state().settings.roles / f"{role}.json").exists():
+        warn(f"role {role} is missing: deliveries that need it will be FAILED; `fsrepl role create {role}` creates it")
 
 
 def _describe(rule: dict[str, Any]) -> str:
@@ -209,9 +217,7 @@ def put(
         return
     for rule in answer["ReplicationConfiguration"]["Rules"]:
         (tell if dry_run else say)(f"{source} {'would replicate' if dry_run else 'replicates'} {_describe(rule)}")
-    role = answer["ReplicationConfiguration"]["Role"].rpartition("/")[2]
-    if not (state().settings.roles / f"{role}.json").exists():
-        warn(f"role {role} is missing: deliveries that need it will be FAILED; `fsrepl role create {role}` creates it")
+    _warn_of_missing_role(answer)
 
 
 @replication.command("get")

@@ -234,6 +234,14 @@ def test_a_role_may_be_named_by_its_arn(site: Site) -> None:
     site.refused("InvalidArgument", "replication", "enable", SOURCE, DESTINATION, "--replace", "--role", "a b")
 
 
+def test_a_role_that_does_not_exist_is_named_with_a_warning(site: Site) -> None:
+    """s3-semantics, 1.4: that the role exists is not checked; but `enable` says so, as `put` does."""
+    told = site.must("replication", "enable", SOURCE, DESTINATION, "--role", "nobody")
+    assert "role nobody is missing: deliveries that need it will be FAILED; `fsrepl role create nobody`" in told.err
+    site.must("role", "create", "nobody", "--from", SOURCE, "--to", DESTINATION)
+    assert "missing" not in site.must("replication", "enable", SOURCE, DESTINATION, "--replace", "--role", "nobody").err
+
+
 def test_a_key_that_is_not_there_is_not_tried_again(site: Site) -> None:
     """Section 5, retry: a misspelt key is refused instead of reported as success."""
     site.start()
