@@ -195,6 +195,8 @@ class Agent:
                 self._channel.end(engine.served.away)
                 break
             engine.look_for_stuck()
+            if engine.served.probed:
+                engine.journal.begin_check()
             stuck_since_s = (stuck_since_s or time.monotonic()) if engine.served.pulse.is_stuck else 0.0
             if stuck_since_s and time.monotonic() - stuck_since_s > self._channel.silence_s:
                 engine.served.give_back_all(f"region {engine.served.name} does not answer there: a filesystem hangs")

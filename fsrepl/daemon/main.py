@@ -277,6 +277,8 @@ class Daemon:
             self._tell_scans()
         # The file that FSREPL_CLOCK names may be half written, or the journal's disk full.
         with contextlib.suppress(FsreplError), self.engine.journal_faults_as_unavailable():
+            if self.ready:
+                self.engine.journal.begin_check()
             self._has_more = thresholds.check(self.engine) | self.engine.journal.give_back_space()
             self._late_s = thresholds.next_s(self.engine)
         self.engine.look_for_stuck()

@@ -64,7 +64,7 @@ def test_a_large_journal_is_used_while_it_is_checked(memory: Path, monkeypatch: 
 
     def slowly(db: sqlite3.Connection) -> None:
         begun.set()
-        may_end.wait()
+        assert may_end.wait(20)
         real(db)
 
     with World(memory) as world:
@@ -77,9 +77,14 @@ def test_a_large_journal_is_used_while_it_is_checked(memory: Path, monkeypatch: 
         monkeypatch.setattr(connection, "CHECKED_FIRST_BYTES", 0)
         journal = open_or_replace(str(path))
         assert not journal.is_new
-        begun.wait()
+        assert not journal.is_whole
+        assert not begun.wait(0)
+        journal.begin_check()
+        assert begun.wait(20)
         journal.set_fact("written", "meanwhile")
+        journal.begin_check()  # not a second one
         assert journal.damage_found is None
+        assert not journal.is_whole
         may_end.set()
         found = until(lambda: journal.damage_found, "the damage is found")
         assert "another type" in str(found)
@@ -102,6 +107,7 @@ def test_a_check_ends_with_the_journal(memory: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(checking, "_check_kinds", endlessly)
     monkeypatch.setattr(connection, "CHECKED_FIRST_BYTES", 0)
     journal = Journal(path)
+    journal.begin_check()
     threads = journal._checked._threads if journal._checked is not None else []
     assert [thread.is_alive() for thread in threads].count(True) >= 1
     assert {os.getpriority(os.PRIO_PROCESS, each.native_id or 0) for each in threads if each.is_alive()} == {10}

@@ -80,15 +80,22 @@ def columns(db: sqlite3.Connection, table: str) -> list[tuple[str, str]]:
 
 
 class Check:
-    """A check of a journal file, which begins at once."""
+    """A check of a journal file."""
 
     def __init__(self, path: str) -> None:
         self.error: sqlite3.Error | None = None
         """The first damage found, or why the file could not be read."""
+        self._path = path
         self._connections: list[sqlite3.Connection] = []
         self._threads: list[threading.Thread] = []
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self._threads)
+
+    def begin(self) -> None:
         for check in (_check_structure, _check_kinds):
-            connection = _for_checking(path)
+            connection = _for_checking(self._path)
             self._connections.append(connection)
             self._threads.append(
                 threading.Thread(target=self._run, args=(check, connection), name="journal check", daemon=True)
@@ -112,7 +119,7 @@ class Check:
 
     @property
     def is_over(self) -> bool:
-        return not any(thread.is_alive() for thread in self._threads)
+        return self.has_begun and not any(thread.is_alive() for thread in self._threads)
 
     def give_way(self) -> None:
         """From now on it takes the processor only where nothing else wants it."""

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from fsrepl.storage.journal import checking, counters, object_counts
 from fsrepl.storage.journal.counters import Changes
 
-_SCHEMA_VERSION, _UNCOUNTED = 8, (6, 7)
-"""The version that this build writes, and those before: builds that write these leave some counters as they are, so
-that all are made anew."""
+_SCHEMA_VERSION, _UNCOUNTED = 9, (6, 7, 8)
+"""The version that this build writes, and those before: builds that write these leave some counters, or the newest
+versions of buckets, as they are, so that all are made anew."""
 _WAL_MAX_BYTES = 64 << 20
 """The write-ahead log is cut to this size when all of it is in the file."""
 _FREE_MIN_BYTES, _FREE_SHARE = 16 << 20, 8
@@ -68,6 +68,8 @@ _ADDED = {
     # not `size >= 1048576`: SQLite would search by that, and not by the size that is asked for
     "alike": "CREATE INDEX alike ON version (bucket, size, created) WHERE size / 1048576 > 0",
     "classed": "CREATE INDEX classed ON version (bucket, traits, dir, name, created, id) WHERE traits != ''",
+    # with `unshown`: so that what is shown and is not current is found without a look at all keys
+    "outlived": "CREATE INDEX outlived ON object (bucket) WHERE marker AND ino IS NOT NULL",
     # the last five: so that what is pending is counted, what is no marker found, and what is the oldest of a rule,
     # without a look at the rows
     "pending": "CREATE INDEX pending ON delivery "
@@ -81,6 +83,13 @@ _ADDED = {
     "remote_listed": "CREATE TABLE remote_listed (bucket INTEGER, key BLOB, PRIMARY KEY (bucket, key)) WITHOUT ROWID",
 }
 """The parts that a journal of an earlier build may lack, or have otherwise, by name: made when it is opened."""
+_COLUMNS = (
+    ("version", "replica", "INTEGER"),
+    # of the bucket's versions the greatest id and the latest creation time, NULL where they have to be looked for
+    ("bucket", "newest", "TEXT"),
+    ("bucket", "newest_ns", "INTEGER"),
+)
+"""Columns that a journal of an earlier build may lack."""
 _DROPPED = frozenset({"large"})
 """Indexes of earlier builds that nothing uses."""
 
@@ -96,6 +105,7 @@ class Connection:
         self.commits = 0
         """The number of transactions so far."""
         self._checked: checking.Check | None = None
+        self.is_read_only = read_only
         if read_only:
             self._db = checking.for_reading(path, _READ_MAX_S)
         else:
@@ -143,12 +153,17 @@ class Connection:
         return True
 
     def _check(self) -> None:
-        """Raise DatabaseError where the journal is damaged; one so large that this takes long is used meanwhile."""
+        """Raise DatabaseError where the journal is damaged; one so large that this takes long is used before that."""
         self._checked = checking.Check(self.path)
-        if os.path.getsize(self.path) > CHECKED_FIRST_BYTES:
-            self._checked.give_way()
-        else:
+        if os.path.getsize(self.path) <= CHECKED_FIRST_BYTES:
+            self._checked.begin()
             self._checked.wait()
+
+    def begin_check(self) -> None:
+        """Check a large journal beside the work, if that has not begun: after the start, which reads the same disk."""
+        if self._checked is not None and not self._checked.has_begun:
+            self._checked.begin()
+            self._checked.give_way()
 
     @property
     def is_whole(self) -> bool:
@@ -170,11 +185,13 @@ class Connection:
             self._db.execute(counters.TABLE)
             self._db.execute(f"INSERT INTO delivery_count {counters.COUNT}")
             object_counts.make(self._db)
+            self._db.execute("UPDATE bucket SET newest = NULL")
             self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
     def _add(self) -> None:
-        if all(name != "replica" for name, _ in checking.columns(self._db, "version")):
-            self._db.execute("ALTER TABLE version ADD COLUMN replica INTEGER")
+        for table, name, kind in _COLUMNS:
+            if all(found != name for found, _ in checking.columns(self._db, table)):
+                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
         there = {
             name: (kind, made) for name, kind, made in self._db.execute("SELECT name, type, sql FROM sqlite_master")
         }

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fsrepl.model import keys
 from fsrepl.model.version import NULL, Origin, Version
 from fsrepl.model.view import View
-from fsrepl.storage.journal import deliveries
+from fsrepl.storage.journal import deliveries, directories, newest
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.deliveries import delivery_rows, put_rows, remove_of
 from fsrepl.storage.journal.rows import OBJECT_ANYWHERE, Classed, Object, Stored, object_of, seen_columns, traits_of
@@ -151,9 +151,7 @@ class Versions:
         """The directories of all keys, or a directory and those below it."""
         number = self._connection.ids.get(address)
         if not below:
-            return [
-                d for (d,) in self._connection.execute("SELECT DISTINCT dir FROM object WHERE bucket = ?", (number,))
-            ]
+            return [d for (d,) in self._connection.execute(directories.OF_OBJECTS, (number,))]
         rows = self._connection.execute(  # two queries, since SQLite scans the whole bucket for one with OR
             "SELECT DISTINCT dir FROM object WHERE bucket = ? AND dir = ? "
             "UNION ALL SELECT DISTINCT dir FROM object WHERE bucket = ? AND dir > ? AND dir < ?",
@@ -174,6 +172,7 @@ class Versions:
             changes.take_out_versions([(directory, name, version.id)])
             self._displace(number, version)
             self._connection.execute(_PUT_VERSION, _version_columns(number, directory, name, version))
+            newest.note(self._connection, number, [version.id], [version.created_ns])
             if version.deliveries:
                 deliveries.put_all(self._connection, address, [version])
             is_current = row is None or tuple(row) <= version.order or row[1] == version.id
@@ -206,6 +205,9 @@ class Versions:
             if version.deliveries:
                 deliveries += delivery_rows(number, version)
         self._connection.executemany(_PUT_VERSION, versions)
+        if rows:
+            ids, times_ns = [version.id for version, _ in rows], [version.created_ns for version, _ in rows]
+            newest.note(self._connection, number, ids, times_ns)
         self._connection.executemany(PUT_OBJECT, objects)
         put_rows(self._connection, number, deliveries)
         changes.write()
@@ -218,6 +220,8 @@ class Versions:
             "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ? AND created != ?",
             (number, directory, name, *other),
         ).rowcount
+        if gone:
+            newest.forget(self._connection, number)
         if gone and version.id == NULL:  # a view of the former version does not show this one
             self._connection.execute(
                 "UPDATE object SET shown = '' WHERE bucket = ? AND dir = ? AND name = ? AND shown = ?",
@@ -299,9 +303,7 @@ class Versions:
             last = rows[-1][1:]
 
     def version_directories(self, address: str) -> set[bytes]:
-        rows = self._connection.execute(
-            "SELECT DISTINCT dir FROM version WHERE bucket = ?", (self._connection.ids.get(address),)
-        )
+        rows = self._connection.execute(directories.OF_VERSIONS, (self._connection.ids.get(address),))
         return {d for (d,) in rows}
 
     def remove(self, address: str, key: bytes, version_id: str, current: Version | None) -> None:
@@ -333,6 +335,7 @@ class Versions:
                 "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?",
                 [(number, *place) for place in places],
             )
+            newest.forget(self._connection, number)
             changes.put_back_keys(of_keys)
             changes.write()
             # Pending deliveries stay until their failure is reported; then settling.settle deletes them.
@@ -459,11 +462,7 @@ class Versions:
 
     def newest(self, address: str) -> tuple[str, int]:
         """The greatest version id of a bucket, and the creation time of its newest version."""
-        row = self._connection.execute(
-            "SELECT max(CASE WHEN id = 'null' THEN '' ELSE id END), max(created) FROM version WHERE bucket = ?",
-            (self._connection.ids.get(address),),
-        ).fetchone()
-        return row[0] or "", row[1] or 0
+        return newest.read(self._connection, self._connection.ids.get(address))
 
     def arrived(self, address: str, since_ns: int) -> Iterator[bytes]:
         """The BLAKE3 of each key's current version that was made since a moment; read in pages. Scans all keys."""

@@ -61,10 +61,14 @@ class Views:
         return [keys.join(directory, name) for directory, name in rows]
 
     def behind(self, address: str) -> list[bytes]:
-        """Keys whose view is recorded as showing another version than the current one. The query scans all keys."""
+        """Keys whose view is recorded as showing another version than the current one."""
+        number = self._connection.ids.get(address)
         rows = self._connection.execute(
-            "SELECT dir, name FROM object WHERE bucket = ? AND ino IS NOT NULL AND shown != id",
-            (self._connection.ids.get(address),),
+            "SELECT dir, name FROM object INDEXED BY unshown "
+            "WHERE bucket = ? AND NOT marker AND (ino IS NULL OR shown != id) AND ino IS NOT NULL "
+            "UNION ALL SELECT dir, name FROM object INDEXED BY outlived "
+            "WHERE bucket = ? AND marker AND ino IS NOT NULL AND shown != id",
+            (number, number),
         )
         return [keys.join(directory, name) for directory, name in rows]
 
