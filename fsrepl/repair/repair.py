@@ -22,7 +22,7 @@ from fsrepl.model import attributes, keys
 from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View, view_of
 from fsrepl.region.bucket_state import BucketState
-from fsrepl.region.deliveries import redeliver
+from fsrepl.region.deliveries import enqueue, redeliver
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import compare, evidence, good_copy, rebuild
@@ -122,6 +122,7 @@ def _record(region: Region, target: Target) -> tuple[Version | None, bool]:
         if version is not None:
             bucket.sync()
             _index(region, bucket, version)
+            enqueue(region, bucket.address, [version])  # what failed for want of the record is PENDING again
         return version, version is not None
 
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from fsrepl.model import attributes, keys
 from fsrepl.model.rule import Replication, Rule
 from fsrepl.model.version import NO_SHORTFALL, DeliveryRecord, Origin, Posix, Status, Version
+from fsrepl.region.receiver import Receiver
 from fsrepl.repair.evidence import Evidence, ViewEvidence, rebuild
 from fsrepl.repair.rebuild import Rebuilder
 from fsrepl.storage.bucket_documents import RuleSince
@@ -313,3 +314,20 @@ def test_markers() -> None:
     found = rebuild(Evidence("west/dst", b"k", name, elsewhere={"east/src": Version(b"k", name.id, 5, True, deliveries={
         "west/dst": DeliveryRecord("r", Status.COMPLETED)})}))  # fmt: skip
     assert found == Version(b"k", name.id, 5, True, origin=Origin.REPLICA, source="east/src")
+
+
+def test_what_failed_before_its_record_was_rebuilt_is_sent_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rebuilt record says PENDING again, and that is true without a restart, too."""
+    with World(tmp_path) as world:
+        world.write("k", b"data")
+        world.capture(SOURCE)
+        version = world.current("k")
+        strip(world.path(f".fsrepl/versions/k;{version.id}"))
+        world.engine.recent.forget(SOURCE, b"k", version.id)
+        monkeypatch.setattr(Receiver, "have_record_rebuilt", lambda *_: False)  # it was asked for often enough
+        assert world.engine.run_until_idle()
+        assert "reason=SrcObjectNotEligible" in caplog.text
+        assert world.statuses() == {Status.COMPLETED}
+        assert world.tree(DESTINATION) == {"k": b"data"}
