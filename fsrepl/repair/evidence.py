@@ -73,7 +73,7 @@ def rebuild(evidence: Evidence) -> Version:
         size=other.size if other else r.size,
     )
     if other is not None:
-        version = _like(version, other, model, r)
+        version = _with_shortfall(_like(version, other, model, r), r.view_evidence)
     elif not version.marker:
         view_evidence = r.view_evidence or ViewEvidence(inode, attributes.own(r.left), attributes.tags(r.left))
         version = replace(version, posix=view_evidence.posix, attrs=view_evidence.attrs, tags=view_evidence.tags)
@@ -83,6 +83,19 @@ def rebuild(evidence: Evidence) -> Version:
         return attributes.decode(r.key, r.stored, {**attributes.encode(version), **left}, inode, version.size)
     except StoreDamaged:
         return version
+
+
+def _with_shortfall(version: Version, view: ViewEvidence | None) -> Version:
+    """A version with what its view does not show of another bucket's record. The lost record may have said that the
+    view did not take that, which must not become a removal by its user. Of a view without any attribute nothing is
+    known: they were lost as the record was."""
+    if view is None or not (view.attrs or view.tags):
+        return version
+    has = {*version.attrs, *(attributes.TAG + name for name in version.tags)}
+    lacks = has.difference(view.attrs, (attributes.TAG + name for name in view.tags))
+    if not lacks:
+        return version
+    return replace(version, shortfall=replace(version.shortfall, lacks=frozenset({*lacks, attributes.VERSION_ID})))
 
 
 def _origin(r: Evidence) -> tuple[Origin, str]:

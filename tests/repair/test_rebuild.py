@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fsrepl.model import attributes, keys
+from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.rule import Replication, Rule
 from fsrepl.model.version import NO_SHORTFALL, DeliveryRecord, Origin, Posix, Status, Version
 from fsrepl.region.receiver import Receiver
@@ -292,6 +292,23 @@ def test_a_view_gives_metadata_and_the_id_gives_the_time(face_ns: int, created_n
     """Section 2: attributes on a view decide nothing that matters; the id has the time, to the millisecond."""
     found = rebuild(evidence(view_evidence=ViewEvidence(POSIX, {"user.a": b"1"}, {"t": "v"}, face_ns)))
     assert found == replace(HERE, created_ns=created_ns)
+
+
+def test_what_a_view_does_not_show_of_the_other_record_was_not_removed_by_its_user() -> None:
+    """Section 2: the lost record may have said that the view has no room for it. What the view shows remains its
+    user's, and of a view that lost all its attributes nothing is known."""
+    other = replace(REPLICA, attrs={"user.a": b"1", "user.b": b"2"}, tags={"t": "v", "u": "w"})
+
+    def seen_with(attrs: dict[str, bytes], tags: dict[str, str]) -> tuple[object, object]:
+        found = rebuild(evidence(elsewhere={"west/dst": other}, view_evidence=ViewEvidence(POSIX, attrs, tags)))
+        seen = metadata.seen(found, POSIX, attrs, tags, labelled=False)
+        return seen.attrs, seen.tags
+
+    assert seen_with({"user.a": b"9"}, {"t": "v"}) == ({"user.a": b"9", "user.b": b"2"}, {"t": "v", "u": "w"})
+    assert seen_with(dict(other.attrs), dict(other.tags)) == (other.attrs, other.tags)
+    assert not rebuild(
+        evidence(elsewhere={"west/dst": other}, view_evidence=ViewEvidence(POSIX, {}, {}))
+    ).shortfall.lacks
 
 
 def test_fields_that_are_left_count_first() -> None:
