@@ -14,7 +14,6 @@ from fsrepl.model import attributes, digests
 from fsrepl.model.version import Kind, Posix, Version, kind_of
 from fsrepl.storage import copying, hashing, records, staging, times, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
-from fsrepl.storage.coming_blocks import ComingBlocks
 from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.posix import inode_posix, posix_of, view_metadata
@@ -81,14 +80,14 @@ def take_copy(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int,
     *, same: bytes, held_open: bool, wait_exceeded: bool, lasting: bytes = b"",
     alike: copying.Alike | None = None, before: copying.Before | None = None,
-    progress: Callable[[int], None] | None = None, coming: ComingBlocks | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Taken:  # fmt: skip
     """Copy an open file, which is closed next. Raises SourceMoved where it changed meanwhile, or a writer opened it.
 
     same: the digest of its content, where that is known and need not be read. held_open: a program has it open for
     writing. wait_exceeded: it has been open for so long that it is copied even if it changes meanwhile.
     lasting: the name of the unfinished copy of a large file, which survives a crash. progress: called with the number
-    of bytes read. alike, before, coming: see copying.copy_large.
+    of bytes read. alike, before: see copying.copy_large.
     """
     content = _content(
         bucket,
@@ -103,7 +102,6 @@ def take_copy(
         alike=alike,
         before=before,
         progress=progress,
-        coming=coming,
     )
     found, staged = content.found, content.staged
     try:
@@ -218,7 +216,7 @@ def _times(status: os.stat_result) -> tuple[int, int, int, int]:
 def _content(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None,
     *, same: bytes, held_open: bool, lasting: bytes, alike: copying.Alike | None, before: copying.Before | None,
-    progress: Callable[[int], None] | None, coming: ComingBlocks | None,
+    progress: Callable[[int], None] | None,
 ) -> _Content:  # fmt: skip
     """The content of a file, by the cheapest way: known, compared, linked, read into memory, or copied."""
     if same:
@@ -236,9 +234,7 @@ def _content(
     staged = staging.token()
     with bucket.fs.released():
         if lasting:
-            digest = copying.copy_large(
-                bucket, fd, lasting, staged, progress, alike=alike, before=before, coming=coming
-            )  # fmt: skip
+            digest = copying.copy_large(bucket, fd, lasting, staged, progress, alike=alike, before=before)
         else:
             digest = copying.copy_aside(bucket, fd, staged, progress)
     return _Content(found, bucket.fs.stat(bucket.tmp, staged).st_size, digest, staged=staged)

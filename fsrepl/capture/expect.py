@@ -1,8 +1,8 @@
-"""A large file is announced to its destinations while it is captured.
+"""A large file that is new, or has changed little, is announced to its destinations while it is captured.
 
-Meanwhile they copy it, or, where it has changed little, put it together from the version that they have and the blocks
-that are other ones, as these are cut: see replicate/early.py. An announcement is a hint. The capture may end without a
-version, and the rules choose the destinations of a version after it was captured.
+Meanwhile they copy it, or the version that they have, since most of the new content is in that: see
+replicate/early.py. An announcement is a hint. The capture may end without a version, and the rules choose the
+destinations of a version after it was captured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection
 from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError
-from fsrepl.model import attributes, blockmap
+from fsrepl.model import attributes
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Version
 from fsrepl.region.bucket_state import BucketState
@@ -23,7 +23,6 @@ from fsrepl.region.region import Region
 from fsrepl.s3 import rules
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.coming_blocks import ComingBlocks
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.posix import posix_of, view_metadata
 
@@ -42,45 +41,48 @@ def may_be_announced(state: BucketState, key: bytes, size_bytes: int) -> bool:
 def announce(
     region: Region, bucket: OpenBucket, key: bytes, known: Object | None, in_effect: Collection[str] | None
 ) -> Expected | None:
-    """Announce a file; what was announced. Called by a background worker. in_effect: see rules.choose."""
+    """Announce a file where its key is new, or it is much like its current version; what was announced. Called by a
+    background worker. in_effect: see rules.choose."""
     expected: Expected | None = None
     with contextlib.suppress(OSError, FsreplError):
-        expected = _expected(region, bucket, key, known, in_effect)
-    if expected is not None:
-        for destination in expected.version.deliveries:
-            _tell(region, Expect(destination, expected))
+        if known is None:
+            expected = _new(region, bucket, key, in_effect)
+        elif not known.marker:
+            expected = _updated(region, bucket, key, known)
+    if expected is None or not expected.destinations:
+        return None
+    for destination in expected.destinations:
+        _tell(region, Expect(destination, expected))
     return expected
 
 
-def _expected(
-    region: Region, bucket: OpenBucket, key: bytes, known: Object | None, in_effect: Collection[str] | None
+def _new(
+    region: Region, bucket: OpenBucket, key: bytes, in_effect: Collection[str] | None
 ) -> Expected | None:  # fmt: skip
-    """The announcement of a file; none where it has other names, and may be known under them. Raises OSError,
-    FsreplError."""
+    """The announcement of a key without versions; none where its file has other names, and may be known under them."""
     fd = bucket.open_view(key)
     try:
         found = bucket.fs.stat_fd(fd)
         if not bucket.fs.is_regular(found) or found.st_nlink > 1:
             return None
         raw, acl = view_metadata(bucket, fd)
-        digest = b""
-        if known is not None and not known.marker:
-            if (before := versions.read(bucket, key, known.id, marker=False)) is None:
-                return None
-            if _has_changed_little(bucket, fd, before):
-                digest = before.digest
-            elif blockmap.average_of(before.size) != blockmap.average_of(found.st_size):
-                return None  # it may have the same content in other blocks
     finally:
         bucket.fs.close(fd)
     version = Version(
         key, "", 0, size=found.st_size, posix=posix_of(found, acl), attrs=attributes.own(raw), tags=attributes.tags(raw)
     )
     chosen = rules.choose(bucket.bucket.replication, version, in_effect=in_effect)
-    deliveries = {address: each for address, each in chosen.items() if _is_tree(region, address)}
-    if not deliveries:
+    destinations = tuple(each for each in chosen if _is_tree(region, each))
+    return Expected(bucket.address, key, b"", destinations, replace(version, deliveries=chosen))
+
+
+def _updated(region: Region, bucket: OpenBucket, key: bytes, known: Object) -> Expected | None:
+    """The announcement of an update of which little has changed."""
+    replication, version = bucket.bucket.replication, versions.read(bucket, key, known.id, marker=False)
+    if replication is None or version is None or not _has_changed_little(bucket, version):
         return None
-    return Expected(bucket.address, replace(version, deliveries=deliveries), digest, ComingBlocks())
+    found = rules.winners(replication.rules, key, version.tags, marker=False)
+    return Expected(bucket.address, key, known.digest, tuple(each for each in found if _copies(region, each)))
 
 
 def end(region: Region, state: BucketState, expected: Expected | None, *, is_published: bool) -> None:
@@ -90,7 +92,7 @@ def end(region: Region, state: BucketState, expected: Expected | None, *, is_pub
         return
     if not is_published:
         state.captures.unsteady.add(expected.key)
-    for destination in expected.version.deliveries:
+    for destination in expected.destinations:
         _tell(region, ExpectNoMore(destination, expected, is_published))
 
 
@@ -104,19 +106,26 @@ def _is_tree(region: Region, destination: str) -> bool:
     return destination in region.engine.site.buckets and region_of(destination) in region.regions
 
 
-def _has_changed_little(bucket: OpenBucket, fd: int, version: Version) -> bool:
-    """Whether samples of an open file are as in a version. Raises OSError, FsreplError."""
-    fs = bucket.fs
-    size = min(fs.stat_fd(fd).st_size, version.size)
-    step = size // _SAMPLES // _SAMPLE_BYTES * _SAMPLE_BYTES
-    if not step or size < version.size // 2:
+def _copies(region: Region, destination: str) -> bool:
+    """Whether a destination is a tree of this site that copies an update, and does not make it by a reflink."""
+    if not _is_tree(region, destination):
         return False
-    before = versions.open_content(bucket, version)
-    try:
+    there = region.engine.site.buckets[destination]
+    return there.sharing == "private" or there.reflinks is not True
+
+
+def _has_changed_little(bucket: OpenBucket, version: Version) -> bool:
+    """Whether samples of a key's file are as in its version. Raises OSError, FsreplError."""
+    fs = bucket.fs
+    with contextlib.ExitStack() as opened:
+        opened.callback(fs.close, now := bucket.open_view(version.key))
+        opened.callback(fs.close, before := versions.open_content(bucket, version))
+        size = min(fs.stat_fd(now).st_size, version.size)
+        step = size // _SAMPLES // _SAMPLE_BYTES * _SAMPLE_BYTES
+        if not step or size < version.size // 2:
+            return False
         equal = sum(
-            fs.read_at(fd, _SAMPLE_BYTES, number * step) == fs.read_at(before, _SAMPLE_BYTES, number * step)
+            fs.read_at(now, _SAMPLE_BYTES, number * step) == fs.read_at(before, _SAMPLE_BYTES, number * step)
             for number in range(_SAMPLES)
         )
-    finally:
-        fs.close(before)
-    return equal >= _SAMPLES * 3 // 4
+        return equal >= _SAMPLES * 3 // 4

@@ -455,16 +455,11 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
             open_for_s = began_s - change.since_s
             if is_announced:
                 expected = expect.announce(region, bucket, change.key, known, in_effect)
-            coming = expected.blocks if expected is not None else None
-            try:
-                return look.look(
-                    bucket, change, known, region.writer_wait, time.time_ns(),
-                    open_for_s=open_for_s, in_background=True, progress=progress.came_to, coming=coming,
-                    alike=lambda size: region.engine.journal.versions.of_size(change.address, size, _ALIKE_MAX),
-                )  # fmt: skip
-            finally:
-                if coming is not None:
-                    coming.end()
+            return look.look(
+                bucket, change, known, region.writer_wait, time.time_ns(),
+                open_for_s=open_for_s, in_background=True, progress=progress.came_to,
+                alike=lambda size: region.engine.journal.versions.of_size(change.address, size, _ALIKE_MAX),
+            )  # fmt: skip
 
     def finish(seen: look.Seen | Exception) -> None:
         _delay_next_copy(region, state, change.key, time.monotonic() - began_s)

@@ -23,7 +23,6 @@ from fsrepl.model.version import Posix, Version
 from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, NAMED, WRITING, Change, WriterWait
 from fsrepl.storage import copying, placed, posix, staging, times
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.coming_blocks import ComingBlocks
 from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.tiers import LinkTarget
@@ -83,14 +82,13 @@ Seen = Same | Missing | Later | Skipped | Large | Taken | Closed
 def look(
     bucket: OpenBucket, change: Change, known: Object | None, writer_wait: WriterWait, now_ns: int, *,
     open_for_s: float = 0.0, in_background: bool = False, alike: copying.Alike | None = None,
-    progress: Callable[[int], None] | None = None, coming: ComingBlocks | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Seen:  # fmt: skip
     """The state of a key. now_ns is the machine's time, with which file times are compared.
 
     Raises OSError for errors that may pass, that is all but a refusal: the key is tried again.
     open_for_s: time since the key was queued; it counts while a program has the file open for writing.
     progress: called with the number of bytes read. alike: the bucket's versions that may have a large file's content.
-    coming: see copying.copy_large.
     """
     directory, name = keys.place(change.key)
     try:
@@ -148,7 +146,6 @@ def look(
             alike=alike,
             before=copying.Before(change.key, known.id, known.digest) if known and not known.marker else None,
             progress=progress,
-            coming=coming,
         )
     except SourceMoved:
         return Later(0.0, "the file changed during the copy")

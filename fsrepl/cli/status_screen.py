@@ -209,7 +209,7 @@ def _share(transfer: dict[str, Any], done: str) -> str:
 def _doing(transfer: dict[str, Any]) -> str:
     """Where a transfer goes, or what is done within its bucket."""
     if transfer["source"] != transfer["destination"]:
-        return str(transfer["destination"])
+        return str(transfer["destination"]) + (", being prepared" if transfer.get("what") == "preparing" else "")
     done = {"scrubbing": "scrubbed", "verifying": "verified"}.get(transfer.get("what", ""), "captured")
     return f"{transfer['source']}, being {done}"
 

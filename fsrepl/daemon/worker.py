@@ -147,12 +147,12 @@ class Worker(Attaching):
         match message:
             case LookAtDirectories(address, paths):
                 following.note_all(self, address, paths)
-            case Expect(destination, file):
+            case Expect(destination, update):
                 if (there := self.states.get(destination)) is not None:
-                    early.expect(there, file)
-            case ExpectNoMore(destination, file, is_published):
+                    early.expect(there, update)
+            case ExpectNoMore(destination, update, is_published):
                 if (there := self.states.get(destination)) is not None:
-                    early.end(there, file, is_published=is_published)
+                    early.end(there, update, is_published=is_published)
             case HandOverMore(source, destination, after):
                 deliveries.hand_over_more(self, source, destination, after)
             case DeliverAgain(source, destination, lost):

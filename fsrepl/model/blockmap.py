@@ -1,9 +1,8 @@
 """Block maps: the blocks of a large content, each with its BLAKE3, cut where the content says so. Pure: no I/O.
 
 Boundaries depend on the bytes near them alone (FastCDC, 2020), so that an insertion moves blocks and changes few. The
-block size grows with the content, so that a map stays below two MB up to 64 GiB, or four where the content has grown.
-Holes are blocks of their own, which are neither read nor hashed. A map describes a content and no version: it can be
-lost, and is then made again.
+block size grows with the content, so that a map stays below two MB up to 64 GiB. Holes are blocks of their own, which
+are neither read nor hashed. A map describes a content and no version: it can be lost, and is then made again.
 
     fsrepl blocks 1\\n
     {"blake3": 64 hex digits, "size": bytes, "average": bytes}\\n
@@ -67,7 +66,9 @@ class BlockMap(Struct, frozen=True):
             if at + size > place:
                 break
             at, number = at + size, number + 1
-        yield from unpacked(memoryview(self.packed)[number * _RECORD.size :], at)
+        for size, digest in _RECORD.iter_unpack(memoryview(self.packed)[number * _RECORD.size :]):
+            yield Block(at, size, digest)
+            at += size
 
     def _sizes(self) -> Iterator[int]:
         return (size for (size,) in _SIZE.iter_unpack(self.packed))
@@ -83,13 +84,6 @@ class BlockMap(Struct, frozen=True):
         about = {"blake3": self.digest.hex(), "size": self.size, "average": self.average}
         content = _MAGIC + json.dumps(about, separators=(",", ":")).encode() + b"\n" + self.packed
         return content + digests.of(content)
-
-
-def unpacked(packed: bytes | memoryview, at: int) -> Iterator[Block]:
-    """The blocks of records as in a file, of which the first one has that place."""
-    for size, digest in _RECORD.iter_unpack(packed):
-        yield Block(at, size, digest)
-        at += size
 
 
 def decode(data: bytes) -> BlockMap | None:
@@ -125,13 +119,12 @@ def unchanged_blocks(blocks: BlockMap, parts: Iterable[tuple[int, int]]) -> Iter
             yield block
 
 
-def average_of(size: int, before: int = 0) -> int:
-    """The average size of the blocks of a content, by its size. before: of the version before, which is kept while it
-    is half or twice as large: else the two would have no block in common."""
+def average_of(size: int) -> int:
+    """The average size of the blocks of a content, by its size."""
     average = _AVERAGE_MIN
     while average < _AVERAGE_MAX and size > average * _BLOCKS_MAX:
         average *= 2
-    return before if before in (average // 2, average * 2) else average
+    return average
 
 
 class Cutter:
@@ -244,12 +237,6 @@ class Cutter:
     def _add(self, size: int, digest: bytes) -> None:
         self._packed += _RECORD.pack(size, digest)
         self._size += size
-
-    def cut_after(self, done: int) -> bytes:
-        """The records of the blocks that are cut for good, without the first ones, so many bytes. The latest one may
-        grow where it is a hole."""
-        is_hole = self._packed[-_DIGEST_BYTES:] == HOLE
-        return bytes(self._packed[done : len(self._packed) - (_RECORD.size if is_hole else 0)])
 
     def map(self, digest: bytes) -> BlockMap:
         """The map of all that was cut. digest: the BLAKE3 of the whole content."""

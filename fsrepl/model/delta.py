@@ -47,39 +47,28 @@ class Plan(Struct, frozen=True):
         return sum(span.size for span in self.missing)
 
 
-class Held:
-    """The blocks of a base, by digest and by place."""
-
-    def __init__(self, base: BlockMap | None) -> None:
-        self._places: dict[bytes, Block] = {}
-        self._in_place: dict[int, Block] = {}
-        for block in base or ():
-            if block.digest != HOLE:
-                self._places.setdefault(block.digest, block)
-            self._in_place[block.at] = block
-
-    def plan(self, new: Iterable[Block], start: int = 0) -> Plan:
-        """How blocks of a content are put together, from a place on; the first of them may begin before that. Those of
-        the base are believed to be as their map says: the caller verifies the result."""
-        made = Plan([], [], [], [])
-        for block in new:
-            at = max(start, block.at)
-            if self._in_place.get(block.at) == block:
-                _append(made.kept, at, block.end - at)
-            elif block.digest == HOLE:
-                _append(made.holes, at, block.end - at)
-            elif (there := self._places.get(block.digest)) is not None and there.size == block.size:
-                _move(made.moved, Move(there.at + at - block.at, at, block.end - at))
-            else:
-                _append(made.missing, at, block.end - at)
-        return made
-
-
 def plan(new: Iterable[Block], base: BlockMap | None) -> Plan:
-    """Compare blocks of a content with a map: see Held.plan."""
+    """Compare blocks of a content with a map. Those of the base are believed to be as their map says: the caller
+    verifies the result."""
     if isinstance(new, BlockMap) and base is not None and new.digest == base.digest:
         return Plan([Span(0, new.size)], [], [], [])
-    return Held(base).plan(new)
+    places: dict[bytes, Block] = {}
+    in_place: dict[int, Block] = {}
+    for block in base or ():
+        if block.digest != HOLE:
+            places.setdefault(block.digest, block)
+        in_place[block.at] = block
+    made = Plan([], [], [], [])
+    for block in new:
+        if in_place.get(block.at) == block:
+            _append(made.kept, block.at, block.size)
+        elif block.digest == HOLE:
+            _append(made.holes, block.at, block.size)
+        elif (there := places.get(block.digest)) is not None and there.size == block.size:
+            _move(made.moved, there.at, block)
+        else:
+            _append(made.missing, block.at, block.size)
+    return made
 
 
 def _append(spans: list[Span], at: int, size: int) -> None:
@@ -89,13 +78,23 @@ def _append(spans: list[Span], at: int, size: int) -> None:
         spans.append(Span(at, size))
 
 
-def _move(moves: list[Move], new: Move) -> None:
+def _move(moves: list[Move], base_at: int, block: Block) -> None:
     if moves:
         last = moves[-1]
-        if last.base_at + last.size == new.base_at and last.at + last.size == new.at:
-            moves[-1] = Move(last.base_at, last.at, last.size + new.size)
+        if last.base_at + last.size == base_at and last.at + last.size == block.at:
+            moves[-1] = Move(last.base_at, last.at, last.size + block.size)
             return
-    moves.append(new)
+    moves.append(Move(base_at, block.at, block.size))
+
+
+def rest(blocks: BlockMap, at: int) -> Plan:
+    """How a content is put together after a place, without a base."""
+    made = plan(blocks.after(at), None)
+    return Plan([], [], [_after(span, at) for span in made.holes], [_after(span, at) for span in made.missing])
+
+
+def _after(span: Span, at: int) -> Span:
+    return Span(max(span.at, at), span.end - max(span.at, at))
 
 
 def spans_of(blocks: Iterable[Block]) -> list[Span]:

@@ -5,22 +5,18 @@ from __future__ import annotations
 from msgspec import Struct
 
 from fsrepl.model.version import Version
-from fsrepl.storage.coming_blocks import ComingBlocks
 
 
 class Expected(Struct, frozen=True):
-    """A large file that is being captured, for the regions of its destinations.
+    """A large file that is being captured, for the regions of its destinations: an update of which little has changed,
+    or the first one of its key.
 
-    version: what it will be, as far as that is known; without an id, a digest, and a time of its creation, and with the
-    deliveries that are announced. digest: of the version before, where little of that has changed; else empty. blocks:
-    of the file, as they are cut.
+    digest: of the version that the key has now, or empty. destinations: the buckets that were told. version: what a new
+    key will have, as far as that is known; without an id, a digest, and a time of its creation.
     """
 
     source: str
-    version: Version
+    key: bytes
     digest: bytes
-    blocks: ComingBlocks
-
-    @property
-    def key(self) -> bytes:
-        return self.version.key
+    destinations: tuple[str, ...]
+    version: Version | None = None

@@ -70,17 +70,17 @@ class LookAtDirectories(Struct, frozen=True):
 
 
 class Expect(Struct, frozen=True):
-    """A large file is being captured, and will probably be delivered to a bucket of the region."""
+    """An update of a large file is being captured, and will probably be delivered to a bucket of the region."""
 
     destination: str
-    file: Expected
+    update: Expected
 
 
 class ExpectNoMore(Struct, frozen=True):
     """An expected capture has ended. is_published: it made a version, and its deliveries are handed over."""
 
     destination: str
-    file: Expected
+    update: Expected
     is_published: bool
 
 

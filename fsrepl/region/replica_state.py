@@ -18,9 +18,10 @@ class ReplicaState(Struct, eq=False):
     alike: Alike = field(default_factory=Alike)
     """Samples of the blocks of the bucket's large contents."""
     expected: dict[tuple[str, bytes], Expected] = field(default_factory=dict)
-    """By source and key: files that are being captured at the source, for which no early copy has begun."""
+    """By source and key: updates that are being captured at the source, for which no early copy has begun."""
     early: dict[tuple[str, bytes], EarlyCopy] = field(default_factory=dict)
-    """By source and key: content of files that are expected from there. Background workers take it out."""
+    """By source and key: copies of versions here, for updates that are expected from there. Background workers take
+    them out."""
     unsynced: set[tuple[bytes, str]] = field(default_factory=set)
     """Replicas that exist but could not be synced: the kernel may have dropped their data. They are made again."""
     undelivered: dict[bytes, str] = field(default_factory=dict)

@@ -25,10 +25,9 @@ from fsrepl.model.delta import Span
 from fsrepl.model.version import Rights, Version
 from fsrepl.region.limits import Progress
 from fsrepl.replicate import decide
-from fsrepl.replicate.draft import Draft
+from fsrepl.replicate.draft import Draft, LargeDraft
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery
-from fsrepl.storage.large_file import LargeFile
 
 LACKS_CONTENT = "its content is sent once more"
 _PIECE_BYTES = 4 << 20
@@ -215,7 +214,7 @@ class ArrivedContent:
             blocks = blockmap.decode(found.data)
             return blocks if blocks is not None and blocks.digest == self._version.digest else None
 
-    def send(self, draft: LargeFile, spans: Iterable[Span], progress: Progress) -> list[Span]:
+    def send(self, draft: LargeDraft, spans: Iterable[Span], progress: Progress) -> list[Span]:
         sent: list[Span] = []
         with _Ahead(self._incoming, self._at, progress) as ahead:
             for span in spans:
@@ -227,7 +226,7 @@ class ArrivedContent:
                     progress.came_to(piece.end)
         return sent
 
-    def _receive(self, draft: LargeFile, answer: Callable[[], Sent], progress: Progress) -> None:
+    def _receive(self, draft: LargeDraft, answer: Callable[[], Sent], progress: Progress) -> None:
         while not isinstance(found := answer(), frames.End):
             if isinstance(found, frames.Broken):
                 if found.unwanted:

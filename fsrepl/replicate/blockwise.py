@@ -20,12 +20,11 @@ from fsrepl.model.delta import Span
 from fsrepl.model.version import Version
 from fsrepl.region.limits import Progress
 from fsrepl.replicate import transfer
-from fsrepl.replicate.draft import LargeDraft, StagedReplica
+from fsrepl.replicate.draft import Base, LargeDraft, StagedReplica
 from fsrepl.replicate.source import Content, Source
 from fsrepl.storage import blocks as maps
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.large_file import Base
 
 log = logging.getLogger("fsrepl")
 
@@ -48,17 +47,24 @@ class Sent(Struct, frozen=True):
 def stage(
     content: Content, blocks: BlockMap, draft: LargeDraft, version: Version, base: Base | None, progress: Progress
 ) -> Sent:
-    """Complete a draft. Raises Failed (the stored version is damaged or gone), Unavailable, OSError."""
-    file = draft.file
-    content.send(file, file.missing(blocks, base, progress.verified_to), progress)
+    """Complete a draft. Raises Failed (the stored version is damaged or gone), Unavailable, OSError.
+
+    What was received before there was a map is kept, unless the base has more.
+    """
+    if base is not None and draft.received_bytes:
+        if version.size - draft.received_bytes <= delta.plan(blocks, base.blocks).missing_bytes:
+            base = None
+        else:
+            draft.begin_again()
+    sent = content.send(draft, draft.missing(blocks, base, progress.verified_to), progress)
     progress.came_to(version.size)
     damaged: Held | None = None
     for _ in range(_TRIES):
-        if not (bad := file.damaged(blocks, progress.verified_to)):
+        if not (bad := draft.damaged(blocks, progress.verified_to)):
             return Sent(draft.stage(), damaged)
-        damaged = _built_upon(base, bad, file.sent) or damaged
-        content.send(file, bad, progress)
-    file.forget()
+        damaged = _built_upon(base, bad, sent) or damaged
+        content.send(draft, bad, progress)
+    draft.forget()
     if not content.is_whole(progress.verified_to):
         raise transfer.damaged()
     raise Unavailable("the copy does not match the source; it is made again")
@@ -105,9 +111,7 @@ def _best(
         if most == version.size:
             break
         may_make = best is None and number < _MADE_MAX
-        there = open_base(
-            source, bucket, key, version_id, average=blocks.average, same=version.digest, may_make=may_make
-        )  # fmt: skip
+        there = _look(source, bucket, key, version_id, version, blocks, may_make=may_make)
         if there is None:
             continue
         opened.callback(bucket.fs.close, there.fd)
@@ -119,21 +123,20 @@ def _best(
     return best, most
 
 
-def open_base(
-    source: Source, bucket: OpenBucket, key: bytes, version_id: str, *, average: int = 0, same: bytes = b"",
-    may_make: bool = False,
+def _look(
+    source: Source, bucket: OpenBucket, key: bytes, version_id: str, version: Version, wanted: BlockMap, *,
+    may_make: bool,
 ) -> Base | None:  # fmt: skip
     """A candidate with its map; None where it is gone, or where its map is lost and would take too long to make.
 
-    average: of the blocks that it is compared with. A map with another one, since the content has grown or shrunk, is
-    made again; of the same content any map will do.
+    A map whose blocks are of another average size, since the content has grown or shrunk, is made again.
     """
     with contextlib.suppress(OSError, FsreplError):
         there = versions.read(bucket, key, version_id, marker=False)
         if there is None or not there.digest:
             return None
         blocks = maps.read(bucket, there.digest) or source.map_of(there.digest)
-        average = average if there.digest != same else 0
+        average = wanted.average if there.digest != version.digest else 0
         fd = versions.open_content(bucket, there)
         try:
             if may_make and (blocks is None or average not in (0, blocks.average)):

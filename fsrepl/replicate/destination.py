@@ -36,11 +36,8 @@ class Destination(Protocol):
     def draft(self, replica: Version) -> AbstractContextManager[Draft]:
         """Begin a replica. An error that ends the block before stage() removes the draft."""
 
-    def large_draft(
-        self, replica: Version, early: EarlyCopy | None = None, *, has_base: bool = False
-    ) -> AbstractContextManager[LargeDraft]:
+    def large_draft(self, replica: Version, early: EarlyCopy | None = None) -> AbstractContextManager[LargeDraft]:
         """Begin the replica of a large version, or go on with one that an earlier try began, or with an early copy.
-        has_base: another version here has a part of its content.
 
         An error keeps it for the next try, except where the error says that the disk or its content is to blame.
         """
@@ -91,10 +88,8 @@ class LocalTree:
             self._links_views = sharing.links_views(self._bucket)
         return NewFile(self._bucket, replica, linked=self._links_views and sharing.may_be_view(replica.posix))
 
-    def large_draft(
-        self, replica: Version, early: EarlyCopy | None = None, *, has_base: bool = False
-    ) -> AbstractContextManager[LargeDraft]:
-        return large_draft.open_draft(self._bucket, replica, early, has_base=has_base)
+    def large_draft(self, replica: Version, early: EarlyCopy | None = None) -> AbstractContextManager[LargeDraft]:
+        return large_draft.open_draft(self._bucket, replica, early)
 
     def stage_marker(self, replica: Version) -> StagedReplica:
         return StagedReplica(versions.stage_marker(self._bucket, replica))

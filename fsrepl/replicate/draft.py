@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -11,12 +11,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fsrepl.model import digests
+from fsrepl.model.blockmap import BlockMap
 from fsrepl.model.delta import Span
 from fsrepl.model.version import Version
 from fsrepl.storage import records, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.hashing import SMALL_BYTES
-from fsrepl.storage.large_file import LargeFile
 from fsrepl.storage.posix import apply_posix
 from fsrepl.views.stage import stage_view
 
@@ -53,29 +53,61 @@ class Draft(Filled, Protocol):
     def stage(self) -> StagedReplica: ...
 
 
-class Incomplete(Protocol):
-    """A large file of which parts are missing: they are sent to it in order."""
+class LargeDraft(Protocol):
+    """The content of a large replica, put together from what the destination has and what is sent, in order.
+
+    What is before the latest part is read back meanwhile.
+    """
+
+    received_bytes: int
+    """The size of its start that was sent before there was a map of it."""
+
+    def begin_again(self) -> None:
+        """Forget what was received."""
+
+    def missing(
+        self, blocks: BlockMap, base: Base | None, on_read: Callable[[int], None] | None = None
+    ) -> Iterator[Span]:
+        """Take over the parts of a content that exist here; the spans that must be sent, in order, each once all before
+        it is written.
+
+        base: a version there that has a part of it; none where something was received. on_read: called with the number
+        of bytes read back.
+        """
+
+    @property
+    def foreseen(self) -> Sequence[Span]:
+        """The spans that `missing` gives where the base can be read, in order; known once it has given the first."""
 
     @property
     def compares(self) -> bool:
-        """See LargeFile.compares."""
+        """Whether what is missing may be equal in part to what is in its place; else there are zeros."""
 
     def differing(self, at: int, data: bytes) -> list[Span]:
-        """The parts of a missing span that differ from what is in their place."""
+        """The parts of a missing span that differ from the draft."""
 
     def copy(self, fd: int, at: int, count: int) -> int:
-        """See Filled.copy."""
+        """Copy a part, as Draft.copy does. The parts of a missing span are copied in order."""
+
+    def write_at(self, at: int, data: bytes) -> None:
+        """Write a part that is missing, in order; where it compares, only what differs."""
+
+    def damaged(self, blocks: BlockMap, on_read: Callable[[int], None] | None = None) -> list[Span]:
+        """The parts of the content that do not match, once it is complete and read back: none where it is whole."""
 
     def forget(self) -> None:
-        """No later try may continue it."""
-
-
-class LargeDraft(Protocol):
-    """A large file that is put together, and the replica that it becomes."""
-
-    file: LargeFile
+        """Remove the draft: no later try may continue it."""
 
     def stage(self) -> StagedReplica: ...
+
+
+class Base(Struct, frozen=True):
+    """A version that a destination has, open to read, and the map of what it should contain."""
+
+    key: bytes
+    id: str
+    fd: int
+    blocks: BlockMap
 
 
 class StagedFile:

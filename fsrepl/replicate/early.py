@@ -1,49 +1,42 @@
-"""The content of a large file crosses while it is captured at its source: of an update of which little has changed, the
-blocks that are other ones, as they are cut; of another file all of it.
+"""A bucket copies a large file while that is captured at its source: the version that it has, of an update; the file
+itself, where its key is new.
 
-The delivery of the version that is made then finds its staging done, or a part of it; it decides, sends the rest and
-verifies like any other. Content that no delivery uses is removed.
+The delivery of the version that is made then finds a part of its staging done; it decides, sends and verifies like any
+other. A copy that no delivery uses is removed.
 
-It crosses early where its delivery, as far as is known, will be allowed to send it, and will have to: where a limit
-counts each byte, or the bucket has content like it, what must cross of a file without blocks is known only when there
-are some.
+A new file crosses early where its delivery, as far as is known, will be allowed to send it, and will have to: where a
+limit counts each byte, or the bucket has content like it, what must cross is known only when its blocks are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from fsrepl.errors import FsreplError, Unavailable
 from fsrepl.model.address import region_of
-from fsrepl.model.blockmap import Block
 from fsrepl.model.version import Version, Versioning
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.expected import Expected
 from fsrepl.region.region import Region
-from fsrepl.replicate import blockwise, decide, large_draft, sending
+from fsrepl.replicate import decide, large_draft, sending
 from fsrepl.replicate.sending import Sending, StoredContent
-from fsrepl.storage import alike, large_file
+from fsrepl.storage import alike, early_copy, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.coming_blocks import ComingBlocks
 from fsrepl.storage.early_copy import EarlyCopy
 from fsrepl.storage.journal.rows import Delivery, delivery_of
-from fsrepl.storage.large_file import Base
 
 _KEPT_S = 30.0
-"""How long a delivery has to take an early copy, once the file is a version."""
-_COPIED_BYTES, _CLONED_BYTES = 4 << 20, 32 << 20
-"""The blocks that are followed at once have so many bytes, where the version before is copied and where it is cloned. A
-clone is not read back while blocks of it are written: see LargeFile."""
+"""How long a delivery has to take an early copy, once the update is a version."""
 
 
-def expect(state: BucketState, file: Expected) -> None:
+def expect(state: BucketState, update: Expected) -> None:
     """Note a file that is being captured. Its copy begins once all messages that wait are read, since the end of the
     capture may be among them."""
-    state.replicas.expected[file.source, file.key] = file
+    state.replicas.expected[update.source, update.key] = update
 
 
 def begin_due(region: Region) -> None:
@@ -54,7 +47,7 @@ def begin_due(region: Region) -> None:
 
 
 def _begin(region: Region, state: BucketState, file: Expected) -> None:
-    """Begin the copy of a file that is being captured.
+    """Begin the copy for a file that is being captured.
 
     There is one early copy at a time for a source: where the copy before still waits for its delivery, this destination
     is behind.
@@ -65,93 +58,80 @@ def _begin(region: Region, state: BucketState, file: Expected) -> None:
         return
     if region.queue(file.source, state.bucket.address).blocked_why or region.is_stuck(file.source):
         return
-    known, early = region.engine.journal.versions.object(state.bucket.address, file.key), EarlyCopy(file.key)
-    if not file.digest:
-        if not region.engine.limiter.rate:
-            _in_background(region, state, file, early, partial(_receive, region, state, file, early))
-    elif known is not None and not known.marker and known.digest == file.digest:
-        early = EarlyCopy(file.key, file.blocks.wake)
-        _in_background(region, state, file, early, partial(_follow, region, state, file, early, known.id))
+    known = region.engine.journal.versions.object(state.bucket.address, file.key)
+    if file.version is None:
+        if known is not None and not known.marker and known.digest == file.digest:
+            _copy(region, state, file, known.id)
+    elif known is None and not region.engine.limiter.rate:
+        _receive(region, state, file, file.version)
 
 
-def _receive(region: Region, state: BucketState, file: Expected, early: EarlyCopy) -> None:
-    """Copy all of a file that is being captured."""
-    version = file.version
-    with (
-        state.bucket.open() as bucket,
-        sending.opened(region.engine, file.source, bucket) as source,
-        source.coming(version) as content,
-    ):
-        may_cross = _may_cross(region, bucket, source, version, version.size)
-        if not may_cross or _is_like_others(region, state, bucket, content, version):
-            early.stop()
-            return
-        leaves_cache = large_draft.leaves_cache(bucket, version, has_base=False)
-        progress = limits.Progress(early.key, "", file.source, bucket.address, version.size)
-        with region.engine.progress(progress), early.making(bucket, leaves_cache=leaves_cache) as is_wanted:
-            if is_wanted:
-                early.file.receive(version.size)
-                content.fill(early, progress)
+def _copy(region: Region, state: BucketState, update: Expected, version_id: str) -> None:
+    """Copy the version that an update is made from, where the copy would take long."""
+    early = EarlyCopy(update.key, version_id)
+
+    def copy() -> None:
+        with state.bucket.open() as bucket:
+            version = versions.read(bucket, early.key, early.id, marker=False)
+            if version is None or not _has_room(region, bucket, version.size) or not early_copy.is_worthwhile(bucket):
+                early.stop()
+                return
+            address = bucket.address
+            progress = limits.Progress(early.key, "", update.source, address, version.size, what="preparing")
+
+            def note(done: int) -> None:
+                progress.came_to(done)
+                if progress.stop:
+                    early.stop()
+
+            with region.engine.progress(progress):
+                early.make(bucket, version, note)
+
+    _in_background(region, state, update, early, copy)
 
 
-def _follow(region: Region, state: BucketState, file: Expected, early: EarlyCopy, version_id: str) -> None:
-    """Put a file that is being captured together from a version here, and the blocks that differ from it."""
-    version, base = file.version, None
-    with (
-        contextlib.ExitStack() as opened,
-        state.bucket.open() as bucket,
-        sending.opened(region.engine, file.source, bucket) as source,
-        source.coming(version) as content,
-    ):
-        is_cloned = large_file.may_clone(bucket)
-        if _may_cross(region, bucket, source, version, 0 if is_cloned else version.size):
-            base = blockwise.open_base(source, bucket, early.key, version_id)
-        if base is None:
-            early.stop()
-            return
-        opened.callback(bucket.fs.close, base.fd)
-        leaves_cache = large_draft.leaves_cache(bucket, version, has_base=True)
-        progress = limits.Progress(early.key, "", file.source, bucket.address, version.size)
-        with region.engine.progress(progress), early.making(bucket, leaves_cache=leaves_cache) as is_wanted:
-            if is_wanted:
-                least = _CLONED_BYTES if is_cloned else _COPIED_BYTES
-                parts = _comparable(file.blocks, least, early, base, progress)
-                content.send(early, early.follow(parts, base, version.size), progress)
+def _receive(region: Region, state: BucketState, file: Expected, version: Version) -> None:
+    """Copy a file that is being captured."""
+    early = EarlyCopy(file.key)
+
+    def copy() -> None:
+        with (
+            state.bucket.open() as bucket,
+            sending.opened(region.engine, file.source, bucket) as source,
+            source.coming(version) as content,
+        ):
+            if not _may_cross(region, state, bucket, source, content, version):
+                early.stop()
+                return
+            leaves_cache = large_draft.leaves_cache(bucket, version, has_base=False)
+            progress = limits.Progress(early.key, "", file.source, bucket.address, version.size)
+            with region.engine.progress(progress), early.receiving(bucket, version.size, leaves_cache) as is_wanted:
+                if is_wanted:
+                    content.fill(early, progress)
+
+    _in_background(region, state, file, early, copy)
 
 
-def _comparable(
-    blocks: ComingBlocks, least: int, early: EarlyCopy, base: Base, progress: limits.Progress
-) -> Iterator[Sequence[Block]]:
-    """The blocks that come, in parts; none where they have another average size than those of the base."""
-    for part in blocks.parts(least, early.is_wanted):
-        if blocks.average != base.blocks.average:
-            return
-        yield part
-        progress.came_to(part[-1].end)
-
-
-def _may_cross(region: Region, bucket: OpenBucket, source: Sending, version: Version, size_bytes: int) -> bool:
-    """Whether a version that is being captured will be sent to a bucket, as far as is known, and there is room for a
-    copy of that size."""
+def _may_cross(
+    region: Region, state: BucketState, bucket: OpenBucket, source: Sending, content: StoredContent, version: Version
+) -> bool:
+    """Whether a version that is being captured will be sent to a bucket, and in whole, as far as is known."""
     recorded = version.deliveries[bucket.address]
     facts = source.facts(
         delivery_of(source.address, version, bucket.address, recorded),
         version,
         lambda _: {"destination_versioning": bucket.bucket.versioning, "replica_there": False},
     )
+    if not isinstance(decide.decide(facts), decide.Send):
+        return False
     copies = 2 if source.here.device == bucket.device else 1  # the capture comes first
-    return isinstance(decide.decide(facts), decide.Send) and _has_room(region, bucket, size_bytes * copies)
-
-
-def _is_like_others(
-    region: Region, state: BucketState, bucket: OpenBucket, content: StoredContent, version: Version
-) -> bool:  # fmt: skip
-    """Whether a bucket may have some of the content of a version that is being captured."""
+    if not _has_room(region, bucket, version.size * copies):
+        return False
     sample = alike.sample_within(content.read, version.size)
     number = len(region.engine.journal.versions.of_size(bucket.address, version.size, alike.NEAR_MAX + 1))
     if number > alike.NEAR_MAX or (number and not sample):
-        return True  # it may be a copy of one of them, all of which the sample is not compared with
-    return state.replicas.alike.are_there(bucket, sample, version.size)
+        return False  # it may be a copy of one of them, all of which the sample is not compared with
+    return not state.replicas.alike.are_there(bucket, sample, version.size)
 
 
 def _in_background(
@@ -175,11 +155,11 @@ def _has_room(region: Region, bucket: OpenBucket, size_bytes: int) -> bool:
     return free - size_bytes >= region.engine.settings.capture.keep_free.needed(total)
 
 
-def end(state: BucketState, file: Expected, *, is_published: bool) -> None:
+def end(state: BucketState, update: Expected, *, is_published: bool) -> None:
     """The capture has ended. Where it led to no version, its early copy is removed."""
-    if state.replicas.expected.pop((file.source, file.key), None) is not None:
+    if state.replicas.expected.pop((update.source, update.key), None) is not None:
         return  # nothing was begun
-    if (early := state.replicas.early.get((file.source, file.key))) is not None:
+    if (early := state.replicas.early.get((update.source, update.key))) is not None:
         early.until_s = time.monotonic() + _KEPT_S if is_published else 0.0
         if not is_published:
             early.stop()

@@ -105,7 +105,7 @@ def _stage_large(
             raise transfer.damaged()
         with (
             blockwise.base_of(source, bucket, blocks, version, held, others) as base,
-            tree.large_draft(replica, copied, has_base=base is not None) as draft,
+            tree.large_draft(replica, copied) as draft,
         ):
             return blockwise.stage(content, blocks, draft, version, base, progress)
 

@@ -19,7 +19,7 @@ from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
 from fsrepl.region.runtime import Runtime
 from fsrepl.replicate import decide, run_as
-from fsrepl.replicate.draft import Draft, Filled, Incomplete
+from fsrepl.replicate.draft import Draft, Filled, LargeDraft
 from fsrepl.s3 import permissions
 from fsrepl.settings import ARCHIVES
 from fsrepl.storage import blocks as maps
@@ -240,7 +240,7 @@ class StoredContent:
         found = maps.of_file(self._bucket, self._version.digest, self._fd)
         return found if self._fs.stat_fd(self._fd).st_size == self._version.size else None
 
-    def send(self, draft: Incomplete, spans: Iterable[Span], progress: Progress) -> list[Span]:
+    def send(self, draft: LargeDraft, spans: Iterable[Span], progress: Progress) -> list[Span]:
         sent: list[Span] = []
         with self._warm_view():
             for span in spans:
@@ -281,7 +281,7 @@ class StoredContent:
         is_same_time = posix is None or posix.mtime_ns == found.st_mtime_ns
         return self._fs.is_regular(found) and found.st_size == self._version.size and is_same_time
 
-    def _parts(self, draft: Incomplete, span: Span) -> Iterator[Span]:
+    def _parts(self, draft: LargeDraft, span: Span) -> Iterator[Span]:
         """The parts of a span that differ from what the destination has in its place."""
         if not draft.compares:
             yield from self.data_of(span)
@@ -309,7 +309,7 @@ class StoredContent:
         """A part of the content."""
         return self._fs.read_at(self._fd, count, at)
 
-    def _send_some(self, draft: Incomplete, at: int, most: int, progress: Progress) -> int:
+    def _send_some(self, draft: LargeDraft, at: int, most: int, progress: Progress) -> int:
         try:
             count = self._copy_some(draft, at, most, progress)
         except Unavailable:
@@ -319,7 +319,7 @@ class StoredContent:
         progress.bytes_crossed += count
         return count
 
-    def _copy_some(self, draft: Filled | Incomplete, at: int, most: int, progress: Progress | None) -> int:
+    def _copy_some(self, draft: Filled | LargeDraft, at: int, most: int, progress: Progress | None) -> int:
         """Copy the next bytes; their number. A background worker, which has a progress, waits until the limit allows
         it. Raises Unavailable where that was stopped."""
         limiter = self._limiter

@@ -15,10 +15,9 @@ from fsrepl.model.delta import Span
 from fsrepl.model.version import Rights, Version
 from fsrepl.region.limits import Progress
 from fsrepl.replicate import decide
-from fsrepl.replicate.draft import Draft
+from fsrepl.replicate.draft import Draft, LargeDraft
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery
-from fsrepl.storage.large_file import LargeFile
 
 
 class Content(Protocol):
@@ -33,7 +32,7 @@ class Content(Protocol):
     def blocks(self) -> BlockMap | None:
         """Its map; None where it no longer matches its BLAKE3. Raises Failed, Unavailable, OSError."""
 
-    def send(self, draft: LargeFile, spans: Iterable[Span], progress: Progress) -> list[Span]:
+    def send(self, draft: LargeDraft, spans: Iterable[Span], progress: Progress) -> list[Span]:
         """Write parts of it in order, at the pace of the limit, each before the next is taken; which they were.
 
         It ends early where the content is shorter than it was: what is read back says so. Raises Failed, Unavailable,

@@ -6,15 +6,12 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, blockmap, digests
-from fsrepl.model.blockmap import Block, BlockMap
 from fsrepl.storage import blocks, hashing, record_homes, shared_blocks, staging
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.coming_blocks import ComingBlocks
 from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.past_cache import PastCacheWriter
 
@@ -78,10 +75,6 @@ Alike = Callable[[int], Sequence[tuple[bytes, str]]]
 """The stored versions of a bucket with a size: key and id of each."""
 
 
-Cut = Callable[..., hashing.Hashed]
-"""hashing.content, with what is the same wherever a file is read."""
-
-
 class Before(NamedTuple):
     """The version that a key has when its file is captured again, with its BLAKE3."""
 
@@ -92,7 +85,7 @@ class Before(NamedTuple):
 
 def copy_large(
     bucket: OpenBucket, fd: int, lasting: bytes, name: bytes, progress: Callable[[int], None] | None = None,
-    *, alike: Alike | None = None, before: Before | None = None, coming: ComingBlocks | None = None,
+    *, alike: Alike | None = None, before: Before | None = None,
 ) -> bytes:  # fmt: skip
     """Copy a large open file to a name in .fsrepl/tmp, durably, and map it; the BLAKE3 of the copy.
 
@@ -100,16 +93,13 @@ def copy_large(
     written again. It is kept for the next try where the process ends, and removed after any other failure. A clone that
     shares all of its blocks with a stored version is not read: it has that version's content. Of one that shares some
     with the version before, only the others are cut. progress: as in copy_aside. alike: the versions that may have the
-    content. coming: gets its blocks as they are cut; what it got does not count where the file changes meanwhile.
+    content.
     """
     to, again = staging.open_lasting(bucket, lasting)
     try:
-        there = blocks.read(bucket, before.digest) if before is not None else None
-        average = blockmap.average_of(bucket.fs.stat_fd(fd).st_size, there.average if there is not None else 0)
-        cut = partial(hashing.content, bucket.fs, blocks=True, average=average, progress=progress, coming=coming)
-        found = _cloned(bucket, to, fd, cut, alike, before, there if there and there.average == average else None)
+        found = _cloned(bucket, to, fd, progress, alike, before)
         if found is None:
-            found = (_compared if again else _copied)(bucket, to, fd, cut)
+            found = (_compared if again else _copied)(bucket, to, fd, progress)
         bucket.fs.sync_file(to)
         bucket.fs.rename(bucket.tmp, lasting, bucket.tmp, name)
     except OSError as error:
@@ -124,9 +114,9 @@ def copy_large(
 
 
 def _cloned(
-    bucket: OpenBucket, to: int, fd: int, cut: Cut, alike: Alike | None, before: Before | None, there: BlockMap | None
+    bucket: OpenBucket, to: int, fd: int, progress: Callable[[int], None] | None, alike: Alike | None,
+    before: Before | None,
 ) -> hashing.Hashed | None:  # fmt: skip
-    """there: the map of the version before, where its blocks can be those of the file."""
     if bucket.bucket.sharing == "private":
         return None
     try:
@@ -143,11 +133,12 @@ def _cloned(
             return hashing.Hashed(digest, size)
     with contextlib.ExitStack() as opened:
         if shared_blocks.is_warmer(bucket.fs, fd, to) and shared_blocks.have_same(bucket.fs, fd, to):
-            found = cut(fd, known=_unchanged_blocks(bucket, to, before, there, opened))
+            known = _unchanged_blocks(bucket, to, before, opened)
+            found = hashing.content(bucket.fs, fd, blocks=True, progress=progress, known=known)
             if found.size == size and shared_blocks.have_same(bucket.fs, fd, to):
                 return found
-            cut = partial(cut, coming=None)
-        return cut(to, known=_unchanged_blocks(bucket, to, before, there, opened))
+        known = _unchanged_blocks(bucket, to, before, opened)
+        return hashing.content(bucket.fs, to, blocks=True, progress=progress, known=known)
 
 
 def _shared_digest(bucket: OpenBucket, fd: int, key: bytes, version_id: str) -> bytes:
@@ -163,16 +154,18 @@ def _shared_digest(bucket: OpenBucket, fd: int, key: bytes, version_id: str) -> 
 
 
 def _unchanged_blocks(
-    bucket: OpenBucket, fd: int, before: Before | None, there: BlockMap | None, opened: contextlib.ExitStack
-) -> Iterable[Block]:  # fmt: skip
-    """The blocks of an open file, in order, that lie where the stored version before has them, which its map tells;
-    none where that is not known. That version is closed with `opened`."""
-    if before is None or there is None:
+    bucket: OpenBucket, fd: int, before: Before | None, opened: contextlib.ExitStack
+) -> Iterable[blockmap.Block]:
+    """The blocks of an open file, in order, that lie where the stored version before has them; none where that is not
+    known. That version is closed with `opened`."""
+    if before is None or (found := blocks.read(bucket, before.digest)) is None:
+        return ()
+    if found.average != blockmap.average_of(bucket.fs.stat_fd(fd).st_size):
         return ()
     with contextlib.suppress(OSError):
         other = _open_stored(bucket, *bucket.stored_file(before.key, before.id), opened)
         if other is not None:
-            return blockmap.unchanged_blocks(there, shared_blocks.common_parts(bucket.fs, fd, other))
+            return blockmap.unchanged_blocks(found, shared_blocks.common_parts(bucket.fs, fd, other))
     return ()
 
 
@@ -184,7 +177,7 @@ def _open_stored(bucket: OpenBucket, at: int, name: bytes, opened: contextlib.Ex
     return fd if bucket.fs.stat_fd(fd).st_nlink == 1 else None
 
 
-def _copied(bucket: OpenBucket, to: int, fd: int, cut: Cut) -> hashing.Hashed:
+def _copied(bucket: OpenBucket, to: int, fd: int, progress: Callable[[int], None] | None) -> hashing.Hashed:
     """Copy a file, which is hashed meanwhile: what is hashed is what is written, also where somebody writes to it."""
     fs, size = bucket.fs, bucket.fs.stat_fd(fd).st_size
     _reserve(bucket, to, fd)
@@ -195,15 +188,15 @@ def _copied(bucket: OpenBucket, to: int, fd: int, cut: Cut) -> hashing.Hashed:
         if piece.data is not None:
             written(piece.data, piece.at)
 
-    found = cut(fd, copy=write)
+    found = hashing.content(fs, fd, blocks=True, copy=write, progress=progress)
     if (left := fs.stat_fd(fd).st_size) >= found.size == size:
         return found
     fs.truncate(to, min(left, found.size))  # it was cut short meanwhile
     fs.bypass_cache(to, on=False)
-    return cut(to, coming=None)
+    return hashing.content(fs, to, blocks=True, progress=progress)
 
 
-def _compared(bucket: OpenBucket, to: int, fd: int, cut: Cut) -> hashing.Hashed:
+def _compared(bucket: OpenBucket, to: int, fd: int, progress: Callable[[int], None] | None) -> hashing.Hashed:
     """Continue a copy that an earlier try left: its data is compared with the file, and written where it differs."""
     fs, started = bucket.fs, 0
     _reserve(bucket, to, fd)
@@ -220,7 +213,7 @@ def _compared(bucket: OpenBucket, to: int, fd: int, cut: Cut) -> hashing.Hashed:
             fs.start_writing(to, started, size)
             started += size
 
-    found = cut(fd, copy=write)
+    found = hashing.content(fs, fd, blocks=True, copy=write, progress=progress)
     fs.truncate(to, found.size)
     return found
 

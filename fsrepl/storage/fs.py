@@ -491,11 +491,6 @@ class Fs:
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
 
-    def read_ahead(self, fd: int, at: int, count: int) -> None:
-        """Have a part of an open file read into the page cache, and do not wait for that. Source: posix_fadvise(2)."""
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(fd, at, count, os.POSIX_FADV_WILLNEED)
-
     def drop_cache(self, fd: int, at: int = 0, count: int = 0) -> None:
         """Drop a part of a file from the page cache, as far as it is on the disk; without a count, up to its end.
 

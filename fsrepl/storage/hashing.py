@@ -22,7 +22,6 @@ from msgspec import Struct
 
 from fsrepl.model import blockmap, digests
 from fsrepl.model.blockmap import Block, BlockMap, Cutter
-from fsrepl.storage.coming_blocks import ComingBlocks
 from fsrepl.storage.fs import Fs
 from fsrepl.storage.past_cache import BLOCK_BYTES, PastCache
 
@@ -150,13 +149,13 @@ Copy = Callable[[Piece], None]
 def content(
     fs: Fs, fd: int, *, blocks: bool = False, average: int = 0, copy: Copy | None = None,
     progress: Callable[[int], None] | None = None, read: Read | None = None, final: Final | None = None,
-    known: Iterable[Block] = (), coming: ComingBlocks | None = None,
+    known: Iterable[Block] = (),
 ) -> Hashed:  # fmt: skip
     """Hash a file. blocks: cut it into blocks, too, of an average size or, with 0, of that which its size suggests.
 
     known: blocks that it is known to have: see Cutter. copy: called with each piece, in order, in a thread of its own;
-    progress: with the number of bytes done so far. final: where the file is being written meanwhile, in order. coming:
-    those who follow get the blocks there as they are cut. Raises OSError.
+    progress: with the number of bytes done so far. final: where the file is being written meanwhile, in order. Raises
+    OSError.
     """
     hasher = digests.Hasher(parallel=final is None and not blocks)
     cutter = Cutter(average or blockmap.average_of(fs.stat_fd(fd).st_size), known) if blocks else None
@@ -178,7 +177,7 @@ def content(
         ThreadPoolExecutor(1, thread_name_prefix=f"{name}-copy") as copying,
     ):
         for piece in found:
-            jobs = [cutting.submit(_cut, cutter, piece, coming)] if cutter is not None else []
+            jobs = [cutting.submit(_cut, cutter, piece)] if cutter is not None else []
             if copy is not None:
                 jobs.append(copying.submit(copy, piece))
             if piece.data is not None:
@@ -191,10 +190,7 @@ def content(
             wait(_BEHIND)
         wait(0)
     digest = hasher.digest()
-    hashed = Hashed(digest, size, cutter.map(digest) if cutter is not None else None)
-    if cutter is not None and coming is not None:
-        coming.add(cutter)
-    return hashed
+    return Hashed(digest, size, cutter.map(digest) if cutter is not None else None)
 
 
 def _hash_hole(fs: Fs, hasher: digests.Hasher, hole: Piece, progress: Callable[[int], None] | None) -> None:
@@ -206,13 +202,11 @@ def _hash_hole(fs: Fs, hasher: digests.Hasher, hole: Piece, progress: Callable[[
     hasher.zeros(hole.size, digests.counted(fs.zeros(hole.size), note))
 
 
-def _cut(cutter: Cutter, piece: Piece, coming: ComingBlocks | None) -> None:
+def _cut(cutter: Cutter, piece: Piece) -> None:
     if piece.data is not None:
         cutter.data(piece.data)
     else:
         cutter.hole(piece.size)
-    if coming is not None:
-        coming.add(cutter)
 
 
 def digest_past_cache(fs: Fs, fd: int, size: int, progress: Callable[[int], None] | None = None) -> bytes:

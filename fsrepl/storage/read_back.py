@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from fsrepl.storage import hashing
@@ -33,6 +32,8 @@ class ReadBack:
     def __init__(self, bucket: OpenBucket, name: bytes, fd: int, *, past_cache: bool = False) -> None:
         self.on_read: Callable[[int], None] | None = None
         """Called with the number of bytes read."""
+        self.is_delayed = False
+        """Whether it is read when all of it is written."""
         self.leaves_cache = False
         self.leaving_fd = -1
         """The file from which it is copied, where that leaves the page cache too."""
@@ -43,11 +44,9 @@ class ReadBack:
         self._fd = bucket.fs.open_read(bucket.tmp, name)  # of its own: it may be read directly, and not be written so
         self._changed = threading.Condition()
         self._final, self._complete, self._cancelled = 0, False, False
-        self._reading, self._is_paused = 0, False
-        """How many reads are under way; whether none may begin."""
         self.position = 0
         """All before it was read back."""
-        self._past_cache = PastCache(self._fs, self._fd) if past_cache else None
+        self._read = PastCache(self._fs, self._fd) if past_cache else None
         self._found: Future[hashing.Hashed] = Future()
         thread = f"{threading.current_thread().name}-read-back"
         self._thread = threading.Thread(
@@ -57,8 +56,7 @@ class ReadBack:
 
     def _hash(self) -> None:
         try:
-            read = self._read if self._past_cache is not None else None
-            found = hashing.content(self._fs, self._fd, progress=self._note, read=read, final=self._wait)
+            found = hashing.content(self._fs, self._fd, progress=self._note, read=self._read, final=self._wait)
         except BaseException as error:
             self._fs.close(self._fd)
             self._found.set_exception(error)
@@ -68,9 +66,10 @@ class ReadBack:
 
     def follow(self, at: int) -> None:
         """All before a place is as it stays."""
-        with self._changed:
-            self._final = max(self._final, at)
-            self._changed.notify_all()
+        if not self.is_delayed:
+            with self._changed:
+                self._final = max(self._final, at)
+                self._changed.notify()
         if (size := at - self._started) >= _WRITTEN_BYTES:
             self._fs.start_writing(self._written_fd, self._started, size)
             self._started = at
@@ -86,31 +85,6 @@ class ReadBack:
             self._fs.drop_cache(self._written_fd, 0, until)
         if self.leaving_fd >= 0 and (until := at - _LEFT_BYTES) > 0:
             self._fs.drop_cache(self.leaving_fd, 0, until)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """While it is not read past the page cache: reads under way are waited for, and the next ones wait."""
-        with self._changed:
-            self._is_paused = True
-            self._changed.wait_for(lambda: not self._reading)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_paused = False
-                self._changed.notify_all()
-
-    def _read(self, fd: int, buffer: memoryview, at: int) -> int:
-        assert self._past_cache is not None
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_paused or self._cancelled)
-            self._reading += 1
-        try:
-            return self._past_cache(fd, buffer, at)
-        finally:
-            with self._changed:
-                self._reading -= 1
-                self._changed.notify_all()
 
     def _wait(self, at: int) -> int:
         with self._changed:
@@ -132,13 +106,13 @@ class ReadBack:
         """The digest of the whole file, which is complete. Raises OSError."""
         with self._changed:
             self._final, self._complete = size, True
-            self._changed.notify_all()
+            self._changed.notify()
         self._thread.join()
         return self._found.result()
 
     def cancel(self, *, wait: bool = True) -> None:
         with self._changed:
             self._cancelled = True
-            self._changed.notify_all()
+            self._changed.notify()
         if wait:
             self._thread.join()

@@ -47,13 +47,15 @@ def test_captures_and_verifications_are_shown_apart_from_copies(capsys: pytest.C
     """Section 5: status names the kind of each transfer."""
     capture = {"key": "k", "source": "east/src", "destination": "east/src", "bytes_done": 25, "bytes_total": 100}
     verified = capture | {"destination": "west/dst", "bytes_done": 100, "bytes_verified": 30}
+    prepared = {**verified, "key": "c", "what": "preparing"}
     everything = capture | {"key": "", "what": "verifying"}
-    status_screen.show(document(transfers=[capture, verified, everything]))
-    captured, sent, read = capsys.readouterr().out.splitlines()[-3:]
+    status_screen.show(document(transfers=[capture, verified, prepared, everything]))
+    captured, sent, copied, read = capsys.readouterr().out.splitlines()[-4:]
     assert "east/src, being captured" in captured
     assert captured.rstrip().endswith("25 % of 100 B")
     assert "west/dst" in sent
     assert sent.rstrip().endswith("100 % of 100 B, 30 % verified")
+    assert "west/dst, being prepared" in copied
     assert "all versions  east/src, being verified" in read
 
 

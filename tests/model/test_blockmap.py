@@ -131,19 +131,6 @@ def test_any_edit_is_put_together_again(base: bytes, edits: list[Edit]) -> None:
     assert parts == len(new)
 
 
-@given(contents(), EDITS, st.integers(0, 1 << 21), st.integers(1, 9))
-def test_any_edit_is_put_together_in_parts(base: bytes, edits: list[Edit], start: int, number: int) -> None:
-    """Section 9: from a place on, and a few blocks at a time, as they are cut: every byte from there once."""
-    new = edited(base, edits)
-    held, made = delta.Held(cut(base)), new[:start]
-    blocks = list(cut(new).after(start))
-    for at in range(0, len(blocks), number):
-        part = blocks[at : at + number]
-        found = put_together(held.plan(part, start), base, new)
-        made += found[max(start, part[0].at) : part[-1].end]
-    assert made == new
-
-
 def unchanged(old: bytes, new: bytes, unit: int) -> list[tuple[int, int]]:
     """The parts of two contents that are equal, in whole units: each with its start and its end."""
     parts: list[tuple[int, int]] = []
@@ -204,16 +191,6 @@ def test_holes_are_blocks_of_their_own() -> None:
     plan = delta.plan(found, None)
     assert [tuple(span) for span in plan.holes] == [(0, 5000), (10_000, 1 << 20)]
     assert plan.missing_bytes == 5001
-
-
-def test_the_blocks_of_the_version_before_are_kept_for_one_doubling() -> None:
-    """Section 9: a file that grows beyond 2 GiB has blocks in common with the version before."""
-    small = blockmap.average_of(2 << 30)
-    assert blockmap.average_of((2 << 30) + 1) == 2 * small
-    assert blockmap.average_of((2 << 30) + 1, small) == blockmap.average_of(4 << 30, small) == small
-    assert blockmap.average_of((4 << 30) + 1, small) == 4 * small
-    assert blockmap.average_of(2 << 30, 2 * small) == 2 * small
-    assert blockmap.average_of(1 << 20, 4 * small) == small
 
 
 @pytest.mark.parametrize("size", [8 << 20, 2 << 30, 64 << 30, 1 << 40])

@@ -14,12 +14,12 @@ import pytest
 
 from fsrepl.capture import expect
 from fsrepl.model import blockmap
-from fsrepl.model.delta import Held, Span, plan
+from fsrepl.model.delta import Span, plan, rest
 from fsrepl.model.version import Status
 from fsrepl.region.bucket_state import Phase
 from fsrepl.region.change_queue import WRITING
-from fsrepl.replicate import early, sending
-from fsrepl.storage import alike, early_copy, hashing, large_file, read_back, staging
+from fsrepl.replicate import early, large_draft, sending
+from fsrepl.storage import alike, early_copy, hashing, read_back, staging
 from fsrepl.storage.alike import Alike
 from tests import waiting
 from tests.doubles import PowerCut, UnsyncedFs
@@ -532,7 +532,7 @@ def test_a_received_file_leaves_the_page_cache(
     world: World, fs: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """Section 9: as it gets to the disk, like any large replica."""
-    monkeypatch.setattr(large_file, "LEAVES_CACHE_BYTES", SIZE)
+    monkeypatch.setattr(large_draft, "_LEAVES_CACHE_BYTES", SIZE)
     monkeypatch.setattr(read_back, "_LEFT_BYTES", PART)
     monkeypatch.setattr(read_back, "_WRITTEN_BYTES", PART)
     monkeypatch.setattr(read_back, "_FOLLOWS_BYTES", PART)
@@ -546,8 +546,8 @@ def test_a_received_file_leaves_the_page_cache(
 
     def wait() -> None:
         for copy in world.state(DESTINATION).replicas.early.values():
-            if (back := copy.file._read_back) is not None:
-                waiting.until(lambda back=back, at=copy.file.final: back.position + 6 * PART >= at, "it is read back")  # type: ignore[misc]
+            if (back := copy._read_back) is not None:
+                waiting.until(lambda back=back, at=copy._done: back.position + 6 * PART >= at, "it is read back")  # type: ignore[misc]
 
     fs.drop_cache = drop_cache  # type: ignore[method-assign]
     fs.then = wait
@@ -565,7 +565,7 @@ def test_the_rest_of_a_content_begins_where_the_first_part_ends(at: int) -> None
     cutter.hole(SIZE // 4)
     cutter.data(content(SIZE // 4, 2))
     blocks = cutter.map(b"0" * 32)
-    found = Held(None).plan(blocks.after(at), at)
+    found = rest(blocks, at)
     whole = plan(blocks, None)
     for some, every in ((found.missing, whole.missing), (found.holes, whole.holes)):
         assert some == [Span(max(s.at, at), s.end - max(s.at, at)) for s in every if s.end > at]
