@@ -11,7 +11,9 @@ then, and the filesystem is not an older state of itself, whose mark would be ol
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +29,8 @@ NOTE_S = 5.0
 _SLACK_NS = 2_000_000_000
 """Times of directories are as coarse as the kernel's tick, and a clock may be corrected a little without being set."""
 _SET_NS = 500_000_000
+_SAMPLED = 100
+"""The directories of a bucket in which a start looks for a lost record. Each look may be two reads from the disk."""
 _MARK = b"settled"
 """An empty file in .fsrepl. Its ctime is part of the note."""
 _SINCE_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -67,7 +71,8 @@ def changed(
     has_lost_record: Callable[[OpenBucket, Journal, bytes, int], bool],
 ) -> Iterator[Directory]:  # fmt: skip
     """The directories of the store that may not have the names that the journal knows. unchanged: gets the others.
-    has_lost_record: whether the first version of a directory, open here, has lost its record.
+    has_lost_record: whether the first version of a directory, open here, has lost its record. Attributes are lost by
+    whole trees: where some directories chosen at random have theirs, the others are not looked at for that.
 
     One that the journal does not know at all is found by the number of its parent's links: two, and one for each
     directory in it. Where a filesystem does not count them so (btrfs), each directory is read.
@@ -81,21 +86,23 @@ def changed(
     known = {keys.stored_directory(path): path for path in journal.versions.version_directories(address)}
     paths = {b"", *known, *with_parents(known)}
     links = Counter(keys.split(path)[0] for path in paths if path)
+
+    def is_lost_in(path: bytes) -> bool:
+        with _opened(bucket, path) as fd:
+            return fd >= 0 and has_lost_record(bucket, journal, path, fd)
+
+    sample = random.sample(sorted(known), min(_SAMPLED, len(known)))
+    are_lost = any(map(is_lost_in, sample))
     for path in sorted(paths):
-        try:
-            fd = bucket.fs.open_dir(bucket.versions, path)
-        except OSError as error:
-            if error.errno not in VANISHED:
-                raise
-            continue
-        try:
+        with _opened(bucket, path) as fd:
+            if fd < 0:
+                continue
             found = bucket.fs.stat_fd(fd)
             is_unchanged = found.st_ctime_ns < until_ns and found.st_nlink == 2 + links[path]
-            if is_unchanged and path not in looked_at and not has_lost_record(bucket, journal, path, fd):
+            is_left_out = is_unchanged and path not in looked_at
+            if is_left_out and not (are_lost and has_lost_record(bucket, journal, path, fd)):
                 unchanged.append(Uncompared(path, known.get(path, path)))
                 continue
-        finally:
-            bucket.fs.close(fd)
         walk = Walk([path])
         with walk.step(bucket.fs, bucket.versions) as directory:
             yield directory
@@ -104,6 +111,22 @@ def changed(
         for below in walk.todo:
             if below not in paths:
                 yield from directories(bucket.fs, bucket.versions, below)
+
+
+@contextlib.contextmanager
+def _opened(bucket: OpenBucket, path: bytes) -> Iterator[int]:
+    """A directory of the store; -1 where it is gone. Raises OSError."""
+    try:
+        fd = bucket.fs.open_dir(bucket.versions, path)
+    except OSError as error:
+        if error.errno not in VANISHED:
+            raise
+        yield -1
+        return
+    try:
+        yield fd
+    finally:
+        bucket.fs.close(fd)
 
 
 def _apart_ns() -> int:

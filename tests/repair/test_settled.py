@@ -13,6 +13,7 @@ from fsrepl.repair import reconcile, settled
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import Entry, Fs
 from fsrepl.storage.intents import Act, Intent, write_intents
+from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.walk import Uncompared
 from tests.site import Site
 from tests.waiting import until
@@ -122,6 +123,27 @@ def test_a_tree_whose_attributes_are_lost_is_read(world: World) -> None:
     for name in os.listxattr(path):
         os.removexattr(path, name)
     assert read(world) == 1
+
+
+def test_of_many_directories_some_are_looked_at_for_lost_attributes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Section 9: each look may be a read from the disk. Where one of them is without, all of them are looked at; what
+    that leaves out is compared after the start."""
+    monkeypatch.setattr(settled, "_SAMPLED", 2)
+    looked, look = list[bytes](), reconcile._has_lost_record
+
+    def noting(bucket: OpenBucket, journal: Journal, path: bytes, fd: int) -> bool:
+        looked.append(path)
+        return look(bucket, journal, path, fd)
+
+    monkeypatch.setattr(reconcile, "_has_lost_record", noting)
+    assert read(world) == 0
+    assert len(set(looked)) == 2
+    for path in world.path(".fsrepl/versions").glob("d*/k;*"):
+        for name in os.listxattr(path):
+            os.removexattr(path, name)
+    assert read(world) == DIRECTORIES
 
 
 def test_directories_that_intents_name_are_read(world: World) -> None:
