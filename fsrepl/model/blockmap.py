@@ -106,12 +106,12 @@ def unchanged_blocks(blocks: BlockMap, parts: Iterable[tuple[int, int]]) -> Iter
     """The blocks that a content has in the same place as an earlier one, if these parts of it are unchanged: each with
     its start and its end.
 
-    Where a block ends depends on its own bytes and the one after it, unless the content ends there, or a hole begins.
+    Where a block ends depends on its own bytes and the two after it, unless the content ends there, or a hole begins.
     """
     remaining = iter(parts)
     start, end = next(remaining, (blocks.size, blocks.size))
     for block, following in itertools.pairwise(blocks):
-        while end <= block.end:
+        while end < block.end + 2:
             if (part := next(remaining, None)) is None:
                 return
             start, end = part
@@ -179,17 +179,25 @@ class Cutter:
         self._add(self._next_known.size, self._next_known.digest)
 
     def _finish_rest(self, view: memoryview) -> int:
-        """Cut the block that begins in the rest, once its end is there; where the next one begins in the new bytes."""
-        if not (before := self._held):
-            return 0
-        end = before + min(self._most, len(view))
-        self._rest[before:end] = view[: end - before]
-        with self._rest[:end] as joined:
-            if not (done := self._cut(joined, most=1)):
+        """Cut the block that begins in the rest, once its end is there; where the next one begins in the new bytes.
+
+        FastCDC takes two bytes at a time, so that an end may be seen with the second byte after it: then the next block
+        begins in the rest, too.
+        """
+        while before := self._held:
+            end = before + min(self._most, len(view))
+            self._rest[before:end] = view[: end - before]
+            with self._rest[:end] as joined:
+                done = self._cut(joined, most=1)
+            if not done:
                 self._held = end
                 return len(view)
-        self._held = 0
-        return done - before
+            if done >= before:
+                self._held = 0
+                return done - before
+            self._rest[: before - done] = bytes(self._rest[done:before])
+            self._held = before - done
+        return 0
 
     def _hold(self, data: memoryview) -> None:
         with data:

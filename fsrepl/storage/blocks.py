@@ -72,7 +72,8 @@ def of_file(bucket: OpenBucket, digest: bytes, fd: int, average: int = 0) -> Blo
     average: the wanted average size of its blocks, to compare it with another map; 0: any. None where the content has
     another digest. Raises OSError.
     """
-    if (found := read(bucket, digest)) is not None and average in (0, found.average):
+    found, size = read(bucket, digest), bucket.fs.stat_fd(fd).st_size
+    if found is not None and found.size == size and average in (0, found.average):  # earlier builds lost a byte of some
         return found
     made = hashing.content(bucket.fs, fd, blocks=True, average=average)
     if made.digest != digest or made.blocks is None:

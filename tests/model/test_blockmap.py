@@ -54,6 +54,21 @@ def test_a_map_covers_its_content_however_it_is_fed(data: bytes, steps: list[int
     assert blockmap.decode(found.encode()) == found
 
 
+def test_no_byte_is_lost_where_a_block_s_end_is_seen_late() -> None:
+    """Section 9: the chunker takes two bytes at a time, and sees some ends with the second byte after them. A file of a
+    piece and one byte lost the byte between: its map was that of another content."""
+    data = random.Random(3).randbytes(400 * AVERAGE)
+    late = 0
+    for block in list(cut(data))[:-1]:
+        for more in (1, 2, 3):
+            content = data[: block.end + more + 1]
+            found = cut(content, [block.end + more, 1])
+            assert found == cut(content)
+            assert sum(each.size for each in found) == len(content)
+        late += len(cut(data[: block.end + 1])) != len(cut(data[: block.end + 2]))
+    assert late > 20
+
+
 @given(contents(), st.integers(0, 10_000))
 def test_what_comes_after_a_place_is_found(data: bytes, place: int) -> None:
     """Section 9: also beyond the end; the block around the place is part of it."""
