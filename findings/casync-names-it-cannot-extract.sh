@@ -6,7 +6,7 @@
 # does not need that, so nobody is told before the day the backup is needed. Names of that length are ordinary where a
 # letter takes three bytes: 80 characters of Chinese or Japanese.
 #
-# fsrepl stores what is too long with its own suffix under a hash (tests/model/test_names.py).
+# fsrepl stores what is too long with its own suffix under a hash (tests/storage/test_names.py).
 #
 # Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched or do not run here.
 # Unpacks the packages into a temporary folder, and removes that; nothing is installed.

@@ -4,8 +4,8 @@
 #
 # Names are escaped in the file of attributes that belongs to each backup, as getfattr does it, and are not brought back
 # when that file is read: `user.project name` is restored as `user.project\040name`. The copy in the repository itself
-# has the right names at first, so that a look at it with getfattr reassures. Each later backup
-# takes the unchanged file for changed, and keeps an increment of it. Tags in S3 may have spaces and `=` in their names.
+# has the right names at first, so that a look at it with getfattr reassures. Each later backup takes the unchanged file
+# for changed, and keeps an increment of it. Tags in S3 may have spaces and `=` in their names.
 #
 # Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched or do not run here, or no
 # attributes. Unpacks the packages into a temporary folder, and removes that; nothing is installed.

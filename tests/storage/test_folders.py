@@ -11,6 +11,7 @@ from hypothesis import strategies
 from fsrepl.model.version import Version
 from fsrepl.storage.journal import database
 from fsrepl.storage.journal.database import Journal
+from tests.counted import steps_of
 
 BUCKET = "east/src"
 COMPONENT = strategies.sampled_from([b"a", b"a-b", b"a0", b"b", b"ab", b"\xff", b"\xff\xff", b"~", b"a b"])
@@ -63,17 +64,12 @@ def test_a_page_costs_the_same_in_a_large_folder() -> None:
     for size in (1_000, 30_000):
         keys = {b"big/%06d" % n: False for n in range(size)} | {b"f%02d/%06d" % (n % 10, n): False for n in range(size)}
         with journal_with(keys) as journal:
-            counted = 0
+            steps[size] = steps_of(journal, _pages)
+    assert steps[30_000] < 3 * steps[1_000] + 100, steps
 
-            def count() -> int:
-                nonlocal counted
-                counted += 1
-                return 0
 
-            journal._db.set_progress_handler(count, 100)
-            found = journal.folders.names(BUCKET, b"big", starts=b"", after=b"000500", most=200, deleted=False)
-            folders = journal.folders.subfolders(BUCKET, b"", starts=b"", after=None, most=200, deleted=False)
-            journal._db.set_progress_handler(None, 0)
-            assert (len(found), len(folders)) == (200, 11)
-            steps[size] = counted
-    assert steps[30_000] < 3 * steps[1_000] + 10, steps
+def _pages(journal: Journal) -> bool:
+    found = journal.folders.names(BUCKET, b"big", starts=b"", after=b"000500", most=200, deleted=False)
+    folders = journal.folders.subfolders(BUCKET, b"", starts=b"", after=None, most=200, deleted=False)
+    assert (len(found), len(folders)) == (200, 11)
+    return True

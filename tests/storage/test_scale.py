@@ -23,28 +23,8 @@ from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Counts, Delivery
 from fsrepl.storage.journal.versions import Versions
 from fsrepl.views import stale
+from tests.counted import STEP, steps_of
 from tests.world import DESTINATION, SOURCE, World
-
-_STEPS = 10
-
-
-def steps_of(journal: Journal, question: Callable[[Journal], object]) -> int:
-    """The number of SQLite's virtual machine instructions for an answer, in tens."""
-    taken = 0
-
-    def step() -> int:
-        nonlocal taken
-        taken += 1
-        return 0
-
-    journal._db.set_progress_handler(step, _STEPS)
-    try:
-        answer = question(journal)
-        assert answer is not None
-        return taken
-    finally:
-        journal._db.set_progress_handler(None, 0)
-
 
 QUESTIONS: dict[str, Callable[[Journal], object]] = {
     "the directories below one": lambda j: j.versions.directories(SOURCE, below=b"d7"),
@@ -86,7 +66,7 @@ def test_the_journal_answers_without_going_through_a_bucket(question: str) -> No
             )
         taken.append(steps_of(journal, QUESTIONS[question]))
         journal.close()
-    assert taken[1] <= taken[0] + _STEPS
+    assert taken[1] <= taken[0] + STEP
 
 
 def _held(markers: int) -> Journal:
@@ -158,8 +138,8 @@ def test_held_markers_are_passed_over_in_the_index(tmp_path: Path, *, is_earlier
     rest = journal.deliveries.unheld_after(SOURCE, DESTINATION, first[-1], 2)
     assert first + rest == whole[1000:]
     # a step in the index takes 4 or 5 instructions, and 10 or more with the row of the table
-    assert steps_of(journal, lambda j: j.deliveries.unheld_after(SOURCE, DESTINATION, None, 9)) < 1000 * 7 / _STEPS
-    assert steps_of(journal, lambda j: j.deliveries.count_pending(SOURCE, 1 << 60)) < 1000 * 7 / _STEPS
+    assert steps_of(journal, lambda j: j.deliveries.unheld_after(SOURCE, DESTINATION, None, 9)) < 1000 * 7 / STEP
+    assert steps_of(journal, lambda j: j.deliveries.count_pending(SOURCE, 1 << 60)) < 1000 * 7 / STEP
     journal.close()
 
 
