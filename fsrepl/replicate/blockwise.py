@@ -33,6 +33,10 @@ _MADE_MAX = 4
 _TRIES = 3
 """How often parts that do not match are sent again, before the whole copy is given up."""
 
+_COPIED_SHARE = 16
+"""A version that was copied early is built upon, unless another one has this part of the content more: that one would
+have to be copied anew, which takes longer than to send so little."""
+
 Held = tuple[bytes, str]
 """A key and a version id that the destination may have."""
 
@@ -83,18 +87,18 @@ def _built_upon(base: Base | None, bad: Sequence[Span], sent: Sequence[Span]) ->
 @contextlib.contextmanager
 def base_of(
     source: Source, bucket: OpenBucket, blocks: BlockMap, version: Version, held: Sequence[Held],
-    others: Callable[[BlockMap], Iterable[Held]] = lambda _: (),
+    others: Callable[[BlockMap], Iterable[Held]] = lambda _: (), copied: Held | None = None,
 ) -> Iterator[Base | None]:  # fmt: skip
     """The version of a bucket that has most of a version's content, open; None where none has any of it.
 
     held: the candidates, the likeliest first. others: those to be looked at where none of them has half of the content.
+    copied: the one that was copied early.
     """
     with contextlib.ExitStack() as opened:
-        best, has = _best(source, bucket, version, blocks, held, opened)
+        best, has = _best(source, bucket, version, blocks, held, copied, opened)
         if has * 2 < version.size:
-            better = _best(
-                source, bucket, version, blocks, [each for each in others(blocks) if each not in held], opened
-            )
+            more = [each for each in others(blocks) if each not in held]
+            better = _best(source, bucket, version, blocks, more, copied, opened)
             best, has = max((best, has), better, key=lambda each: each[1])
         if best is not None:
             log.debug('builds upon bucket=%s key="%s" version=%s', bucket.address, keys.shown(best.key), best.id)
@@ -103,10 +107,11 @@ def base_of(
 
 def _best(
     source: Source, bucket: OpenBucket, version: Version, blocks: BlockMap, candidates: Sequence[Held],
-    opened: contextlib.ExitStack,
+    copied: Held | None, opened: contextlib.ExitStack,
 ) -> tuple[Base | None, int]:  # fmt: skip
-    """The candidate that has most of a content, and how many bytes. All that are opened are closed with `opened`."""
-    best, most = None, 0
+    """The candidate to build a content upon, and how many bytes of it that has. All that are opened are closed with
+    `opened`."""
+    best, most, most_worth = None, 0, 0
     for number, (key, version_id) in enumerate(candidates):
         if most == version.size:
             break
@@ -118,8 +123,11 @@ def _best(
         has = version.size
         if there.blocks.digest != version.digest:
             has = version.size - delta.plan(blocks, there.blocks).missing_bytes
-        if has > most:
-            best, most = there, has
+        worth = has
+        if has and (key, version_id) == copied:
+            worth = max(has, min(has + version.size // _COPIED_SHARE, version.size - 1))  # one with all of it is better
+        if worth > most_worth:
+            best, most, most_worth = there, has, worth
     return best, most
 
 

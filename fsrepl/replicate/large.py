@@ -94,6 +94,8 @@ def _stage_large(
     held += [each for each in versions.of_size(bucket.address, version.size, _ALIKE_MAX) if each not in held]
     held = [each for each in held if each != (version.key, version.id)]
 
+    before = (copied.key, copied.id) if copied is not None else None
+
     def others(blocks: BlockMap) -> list[Held]:
         """Versions of content that shares blocks with this one."""
         sizes = state.replicas.alike.sizes(bucket, blocks)
@@ -104,7 +106,7 @@ def _stage_large(
         if blocks is None:
             raise transfer.damaged()
         with (
-            blockwise.base_of(source, bucket, blocks, version, held, others) as base,
+            blockwise.base_of(source, bucket, blocks, version, held, others, before) as base,
             tree.large_draft(replica, copied) as draft,
         ):
             return blockwise.stage(content, blocks, draft, version, base, progress)

@@ -140,6 +140,38 @@ def test_a_delivery_takes_over_what_was_copied_so_far(world: World) -> None:
     assert crossed(world, "k") <= 11 * 4096
 
 
+def changed_at(data: bytes, *places: int) -> bytes:
+    changed = bytearray(data)
+    for place in places:
+        changed[place : place + 4096] = content(4096, place)
+    return bytes(changed)
+
+
+def test_an_early_copy_is_used_though_an_older_version_has_some_blocks_more(world: World) -> None:
+    """What was copied is not copied again from another version, for the sake of a few pages."""
+    oldest, middle = content(), changed_at(content(), 1 << 20)
+    fs = prepared(world, oldest)
+    world.write("k", middle)
+    world.settle()
+    assert (fs.copied, crossed(world, "k")) == (SIZE, 4096)
+    fs.copied = 0
+    world.write("k", newest := changed_at(oldest, 2 << 20))
+    world.settle()
+    assert (fs.copied, crossed(world, "k")) == (SIZE, 2 * 4096)
+    assert world.tree(DESTINATION) == {"k": newest}
+
+
+def test_an_early_copy_is_not_used_where_an_older_version_has_all_of_it(world: World) -> None:
+    fs = prepared(world, content())
+    world.write("k", changed_at(content(), 1 << 20))
+    world.settle()
+    world.write("k", content())
+    world.settle()
+    assert crossed(world, "k") == 0
+    assert fs.copied > 2 * SIZE
+    assert world.tree(DESTINATION) == {"k": content()}
+
+
 def test_nothing_of_an_early_copy_is_believed(world: World) -> None:
     """G3: what was damaged in it meanwhile is noticed, and sent."""
     fs = prepared(world, content())
