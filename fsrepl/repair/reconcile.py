@@ -148,8 +148,9 @@ def _drop_missing(bucket: OpenBucket, journal: Journal, directory: bytes) -> Non
 def _has_lost_record(bucket: OpenBucket, journal: Journal, path: bytes, fd: int) -> bool:
     """Whether the first version of a directory has lost its record: attributes are lost by whole trees, not one by
     one."""
-    first = next(journal.versions.file_names_in(bucket.address, path, 1), [])
-    return any(_is_lost(bucket, fd, path, name, stored) for name in first if (stored := keys.parse(name)))
+    first = itertools.islice(journal.versions.versions_in(bucket.address, path, 1), 1)
+    names = [keys.stored_name(last, version_id, marker=marker) for last, version_id, marker in first]
+    return any(_is_lost(bucket, fd, path, name, stored) for name in names if (stored := keys.parse(name)))
 
 
 def _large_directory(

@@ -146,6 +146,20 @@ def test_of_many_directories_some_are_looked_at_for_lost_attributes(
     assert read(world) == DIRECTORIES
 
 
+def test_a_long_name_is_looked_at_by_the_name_that_the_store_has(world: World) -> None:
+    """A bucket came not up after a kill where the first name of a directory has no room for an id behind it."""
+    key = "long/" + "n" * 255
+    world.write(key, b"content")
+    world.settle()
+    note(world)
+    assert read(world) == 0
+    (path,) = world.path(".fsrepl/versions/long").iterdir()
+    for name in os.listxattr(path):
+        os.removexattr(path, name)
+    assert read(world) == 1
+    assert len(stored(world, key)) == 1
+
+
 def test_directories_that_intents_name_are_read(world: World) -> None:
     """A step that failed between the store and the journal left its intent."""
     with world.engine.site.bucket(SOURCE).open() as bucket:

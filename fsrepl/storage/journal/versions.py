@@ -271,22 +271,22 @@ class Versions:
         )
         return [(keys.join(directory, name), version_id) for directory, name, version_id in rows]
 
-    def versions_in(self, address: str, directory: bytes) -> Iterator[tuple[bytes, str, bool]]:
+    def versions_in(self, address: str, directory: bytes, limit: int = PAGE) -> Iterator[tuple[bytes, str, bool]]:
         """Name, id and whether it is a marker of each version in one directory; read in pages, as objects are."""
         last: tuple[object, ...] = ()
         while True:
             where = "AND (name, created, id) > (?, ?, ?)" if last else ""
             rows = self._connection.execute(
                 "SELECT name, created, id, marker FROM version "
-                f"WHERE bucket = ? AND dir = ? {where} ORDER BY name, created, id LIMIT {PAGE}",
+                f"WHERE bucket = ? AND dir = ? {where} ORDER BY name, created, id LIMIT {limit}",
                 (self._connection.ids.get(address), directory, *last),
             ).fetchall()
             yield from ((name, version_id, bool(marker)) for name, _, version_id, marker in rows)
-            if len(rows) < PAGE:
+            if len(rows) < limit:
                 return
             last = rows[-1][:3]
 
-    def file_names_in(self, address: str, directory: bytes, limit: int = PAGE) -> Iterator[list[bytes]]:
+    def file_names_in(self, address: str, directory: bytes) -> Iterator[list[bytes]]:
         """The names that the versions of one directory have in the store, where these spell their keys; in pages."""
         last: tuple[object, ...] = ()
         while True:
@@ -294,11 +294,11 @@ class Versions:
             rows = self._connection.execute(
                 "SELECT CAST(name || ';' || id || CASE WHEN marker THEN ';deleted' ELSE '' END AS BLOB), "
                 f"name, created, id FROM version WHERE bucket = ? AND dir = ? {where} "
-                f"ORDER BY name, created, id LIMIT {limit}",
+                f"ORDER BY name, created, id LIMIT {PAGE}",
                 (self._connection.ids.get(address), directory, *last),
             ).fetchall()
             yield [row[0] for row in rows]
-            if len(rows) < limit:
+            if len(rows) < PAGE:
                 return
             last = rows[-1][1:]
 
