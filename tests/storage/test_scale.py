@@ -296,3 +296,26 @@ def test_watched_directories_below_another_are_found() -> None:
     for member in list(members):
         below.remove(member)
     assert not below._children
+
+
+@pytest.mark.parametrize(
+    "after", [None, Delivery(SOURCE, b"batch/0", "b0", DESTINATION, "rule", "PENDING", "", 10, 0, False, "J", 0)]
+)
+def test_deliveries_of_backfills_are_read_without_a_look_at_the_others(after: Delivery | None) -> None:
+    """A million changes may wait for a destination that is away, and a start asks for its backfills."""
+    taken = []
+    for number in (100, 1000):
+        journal = Journal(":memory:")
+        journal.bucket_id(SOURCE, "uuid")
+        live = {DESTINATION: DeliveryRecord("rule", Status.PENDING)}
+        asked = {DESTINATION: DeliveryRecord("rule", Status.PENDING, job="J")}
+        with journal.transaction():
+            for n in range(number):
+                journal.versions.add(SOURCE, Version(b"live/%d" % n, f"{n:05}", n, deliveries=live))
+            for n in range(3):
+                journal.versions.add(SOURCE, Version(b"batch/%d" % n, f"b{n}", 10 + n, deliveries=asked))
+        found = journal.backlog.read(SOURCE, DESTINATION, after, 9)
+        assert [each.id for each in found] == ["b0", "b1", "b2"][after is not None :]
+        taken.append(steps_of(journal, lambda j: j.backlog.read(SOURCE, DESTINATION, after, 9)))
+        journal.close()
+    assert taken[1] <= taken[0] + STEP

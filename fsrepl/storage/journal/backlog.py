@@ -43,10 +43,14 @@ class Backlog:
 
     def read(self, source: str, destination: str, after: Delivery | None, limit: int) -> list[Delivery]:
         """Pending backfill deliveries from a source to a destination: job by job, oldest version first."""
-        last = (after.job, after.created_ns, after.id, after.key) if after else ("", 0, "", b"")
+        # not one condition for both: SQLite would begin at the deliveries that no backfill requested, and pass all
+        behind, last = "batch > ''", tuple[object, ...]()
+        if after is not None:
+            behind = "(batch, created, id, key) > (?, ?, ?, ?)"
+            last = after.job, after.created_ns, after.id, after.key
         rows = self._connection.execute(
             f"{DELIVERY} INDEXED BY pending WHERE status = 'PENDING' AND bucket = ? AND destination = ? "
-            "AND (batch, created, id, key) > (?, ?, ?, ?) AND batch > '' ORDER BY batch, created, id, key LIMIT ?",
+            f"AND {behind} ORDER BY batch, created, id, key LIMIT ?",
             (self._connection.ids.get(source), destination, *last, limit),
         )
         return [deliveries.delivery_in(self._connection, row) for row in rows]
