@@ -315,7 +315,7 @@ def _is_captured(
         return False
     if (epoch := epochs[address]) is None:
         epoch = epochs[address] = _begin(engine, region, state, until_s)
-    if epoch is None or not state.is_scanned:
+    if epoch is None or not state.is_scanned or state.attachment.is_rereading:
         return False
     busy, still_open = _in_hand(region, state, scope, epoch)
     if not busy:

@@ -20,9 +20,9 @@ from fsrepl.region.places import Place, way_to
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
-from fsrepl.repair import rebuild, reconcile, recover, refetch, settled
+from fsrepl.repair import rebuild, reconcile, recover, refetch, reread, settled
 from fsrepl.replicate import backfill, thresholds
-from fsrepl.storage import bucket_documents, privacy
+from fsrepl.storage import boot, bucket_documents, privacy
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, read_intents
 from fsrepl.storage.rule_times import note_rules
@@ -49,6 +49,7 @@ class Attaching(Region):
         super().__init__(engine, name, regions, receivers)
         self.probed = False
         """Whether its buckets have been probed once."""
+        self._apart_ns = boot.apart_ns()
 
     def probe_buckets(self) -> None:
         """Attach the buckets that are there, suspend those that are not."""
@@ -98,6 +99,8 @@ class Attaching(Region):
             return 0.0
         if self._has_news_to_note(state):
             due = min(due, attachment.noted_s + settled.NOTE_S)
+        if self._has_note_to_sync(state):
+            due = min(due, attachment.synced_s + settled.SYNC_S)
         if state.bucket.has_displaced:
             due = min(due, attachment.displaced_at_s)
         return min(due, schedule.next_s(self, state))
@@ -161,17 +164,62 @@ class Attaching(Region):
 
     def note_settled(self, *, at_once: bool = False) -> None:
         """Note now and then, between two batches, that the journal has all that is in the stores."""
-        now_s, journal = time.monotonic(), self.engine.journal
+        now_s = time.monotonic()
         for state in self.states.values():
-            is_due = at_once or now_s - state.attachment.noted_s >= settled.NOTE_S
-            if is_due and self._has_news_to_note(state):
-                state.attachment.noted_s, state.attachment.noted_commits = now_s, journal.commits
+            attachment = state.attachment
+            is_news = self._has_news_to_note(state) and (at_once or now_s - attachment.noted_s >= settled.NOTE_S)
+            is_sync = self._has_note_to_sync(state) and now_s - attachment.synced_s >= settled.SYNC_S and not at_once
+            if is_news or is_sync:
+                attachment.noted_s, attachment.noted_commits = now_s, self.engine.journal.commits
+                attachment.is_unsynced = not is_sync
+                attachment.synced_s = now_s if is_sync else attachment.synced_s
                 with contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:
-                    settled.note(bucket, journal)
+                    noted_ns = settled.note(bucket, self.engine.journal)
+                    if is_sync and noted_ns:
+                        self._sync_for_note(state, noted_ns)
 
     def _has_news_to_note(self, state: BucketState) -> bool:
-        is_true = state.is_up and state.attachment.is_indexed and not self.has_failed
-        return is_true and state.attachment.noted_commits != self.engine.journal.commits
+        return self._may_note(state) and state.attachment.noted_commits != self.engine.journal.commits
+
+    def _has_note_to_sync(self, state: BucketState) -> bool:
+        return self._may_note(state) and state.attachment.is_unsynced
+
+    def _may_note(self, state: BucketState) -> bool:
+        return state.is_up and state.attachment.is_indexed and not self.has_failed
+
+    def _sync_for_note(self, state: BucketState, noted_ns: int) -> None:
+        """Make all that was there at a note durable, so that it counts after a power cut too."""
+        attachment, journal, address, apart_ns = (
+            state.attachment,
+            self.engine.journal,
+            state.bucket.address,
+            boot.apart_ns(),
+        )
+
+        def sync() -> None:
+            with state.bucket.open() as bucket:
+                bucket.fs.sync_all(bucket.fd)
+
+        def finish(failed: Exception | None) -> None:
+            attachment.is_unsynced |= failed is not None
+            if failed is None and attachment.is_indexed and not boot.is_clock_set(apart_ns):
+                settled.note_synced(address, journal, noted_ns)
+
+        self.in_background(sync, finish, pool=("sync", self.name), whose=address)
+
+    def forget_notes(self) -> None:
+        """Forget what was noted before the clock was set: times of before and of after do not compare."""
+        if not boot.is_clock_set(self._apart_ns):
+            return
+        self._apart_ns = boot.apart_ns()
+        for state in self.states.values():
+            if state.is_up:
+                state.attachment.noted_commits = -1
+                try:
+                    with state.bucket.open() as bucket:
+                        settled.forget(bucket)
+                except (FsreplError, OSError) as error:  # it is forgotten when it comes up again
+                    self.suspend(state, Phase.AWAY, self.why_not(error))
 
     def _report_exposed(self, state: BucketState) -> None:
         """Report that other users could read the daemon's own files, and close the files below as well."""
@@ -227,7 +275,8 @@ class Attaching(Region):
         state.scan_times.come_up()
         state.phase, state.why = Phase.SCANNING, ""
         state.attachment.unsettled = False  # in this order: a `wait` in another thread follows a bucket with either
-        state.attachment.is_indexed, state.attachment.noted_s = True, time.monotonic()
+        state.attachment.is_indexed = True
+        state.attachment.noted_s = state.attachment.synced_s = time.monotonic()
         state.lifecycle.placing.come_up()
         engine.recent.forget_data()
         halting.resume(self, state, bucket)
@@ -244,19 +293,34 @@ class Attaching(Region):
         log.info("online bucket=%s", address)
 
     def _index(self, state: BucketState, bucket: OpenBucket) -> None:
-        journal = self.engine.journal
-        later = state.attachment.uncompared = []
+        journal, attachment = self.engine.journal, state.attachment
+        is_to_reread = journal.is_to_reread(bucket.address)
+        settled.forget_outdated(bucket, journal)
+        later = attachment.uncompared = []
         with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
-            reconcile.reconcile(
-                bucket, journal, afresh=journal.scanned_ns(bucket.address) == 0, rebuilder=rebuilder,
-                later=later if self.engine.threaded else None,
-            )  # fmt: skip
+            afresh = journal.scanned_ns(bucket.address) == 0 or (is_to_reread and not self._leaves_out)
+            has_read_all = reconcile.reconcile(
+                bucket, journal, afresh=afresh, rebuilder=rebuilder, later=later if self._leaves_out else None
+            )
+        if is_to_reread and has_read_all:
+            journal.has_reread(bucket.address)
+        attachment.is_rereading, attachment.reread_to = is_to_reread and not has_read_all, None
         self._note_damaged(state, bucket, rebuilder)
-        state.attachment.lacks_records = rebuilder.waiting > 0
-        if state.attachment.lacks_records:
+        attachment.lacks_records = False
+        self._note_lacking(state, rebuilder)
+
+    @property
+    def _leaves_out(self) -> bool:
+        """Whether a start leaves out what can be compared beside other work; a single command compares all."""
+        return self.engine.threaded
+
+    def _note_lacking(self, state: BucketState, rebuilder: rebuild.Rebuilder) -> None:
+        if rebuilder.waiting:
+            self.engine.journal.set_tree(state.bucket.address, "")  # all are read again when that region is back
+            state.attachment.lacks_records = True
             log.warning(
                 "not rebuilt bucket=%s versions=%d: their attributes are gone, and a region is away that may know more",
-                bucket.address, rebuilder.waiting,
+                state.bucket.address, rebuilder.waiting,
             )  # fmt: skip
 
     def _note_damaged(self, state: BucketState, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> None:
@@ -269,26 +333,44 @@ class Attaching(Region):
         any."""
         busy = False
         for state in self.states.values():
-            if state.is_scanned and state.attachment.uncompared:
+            if state.is_scanned and (state.attachment.uncompared or state.attachment.is_rereading):
                 busy = True
                 with self.at_work(state), state.bucket.open() as bucket:
                     self._compare_some(state, bucket)
         return busy
 
     def _compare_some(self, state: BucketState, bucket: OpenBucket) -> None:
-        journal, until_s, is_known = self.engine.journal, time.monotonic() + _COMPARE_S, True
-        with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
-            while state.attachment.uncompared and time.monotonic() < until_s:
-                each = state.attachment.uncompared.pop()
-                if not reconcile.compare_later(bucket, journal, each, rebuilder):
-                    is_known = False
-                    schedule.begin(self, state, each.directory)
+        attachment, until_s, is_known = state.attachment, time.monotonic() + _COMPARE_S, True
+        with rebuild.Rebuilder(self.engine.site, bucket, self.engine.journal) as rebuilder:
+            while attachment.uncompared or attachment.is_rereading:
+                step = self._compare_next if attachment.uncompared else self._reread_next
+                is_known &= step(state, bucket, rebuilder)
+                if time.monotonic() >= until_s:
+                    break
             if rebuilder.rebuilt:
                 bucket.sync()
                 rebuilder.show()
             self._note_damaged(state, bucket, rebuilder)
+            self._note_lacking(state, rebuilder)
         if not is_known:
             deliveries.enqueue_all(self, state)
+
+    def _compare_next(self, state: BucketState, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> bool:
+        """Compare a directory; whether it was as the journal knew it."""
+        each = state.attachment.uncompared.pop()
+        if reconcile.compare_later(bucket, self.engine.journal, each, rebuilder):
+            return True
+        schedule.begin(self, state, each.directory)
+        return False
+
+    def _reread_next(self, state: BucketState, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> bool:
+        """Read some records again; False after the last ones, any of which may have been a delivery to be made."""
+        attachment, journal = state.attachment, self.engine.journal
+        attachment.reread_to = reread.step(bucket, journal, attachment.reread_to, rebuilder)
+        if attachment.reread_to is None:
+            attachment.is_rereading = False
+            journal.has_reread(bucket.address)
+        return attachment.is_rereading
 
     def recall(self, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
         """The version whose record cannot be read, from the evidence here; None where that is too little."""

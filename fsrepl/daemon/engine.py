@@ -19,6 +19,7 @@ from fsrepl.region.mailbox import Probe, Reconfigure, Requeue, RetryNowFrom
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.runtime import PUTS, Runtime
 from fsrepl.settings import Settings
+from fsrepl.storage import boot
 from fsrepl.storage.fs import Fs
 
 _CLOSE_S = 30.0
@@ -47,12 +48,12 @@ class Engine(Runtime):
     def _begin(self) -> None:
         journal = self.journal
         with journal.transaction():
-            boot = _boot_id()
-            # After a power cut the journal may have outlived attributes that were not synced: read them again.
-            if journal.fact("clean") != "1" and journal.fact("boot") != boot:
-                journal.forget_trees()
+            boot_id = boot.boot_id()
+            # After a power cut the journal may have outlived attributes that were not synced: see repair/reread.py.
+            if journal.fact("clean") != "1" and journal.fact("boot") != boot_id:
+                journal.ask_to_reread()
             journal.set_fact("clean", "0")
-            journal.set_fact("boot", boot)
+            journal.set_fact("boot", boot_id)
             for address, bucket in self.site.buckets.items():
                 journal.bucket_id(address, bucket.uuid)
 
@@ -161,11 +162,3 @@ class Engine(Runtime):
             self.journal.set_fact("clean", "1")
         self.journal.close()
         self.reporter.close()
-
-
-def _boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return str(int(time.time() - time.monotonic()))

@@ -116,6 +116,7 @@ class Worker(Attaching):
 
     def take_turn(self) -> bool:
         self.worked_for.clear()
+        self.forget_notes()
         busy = self.read_inbox() | self.finish_background() | self.refill_queues()
         early.begin_due(self)
         now_s = time.monotonic()
@@ -176,7 +177,7 @@ class Worker(Attaching):
         scans = any(
             (state.scans and not self.changes.is_full(address))
             or state.views.directories
-            or (state.attachment.uncompared and state.is_scanned)
+            or (state.is_scanned and (state.attachment.uncompared or state.attachment.is_rereading))
             for address, state in self.states.items()
             if state.is_up
         )

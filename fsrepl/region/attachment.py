@@ -7,6 +7,7 @@ import time
 from msgspec import Struct, field
 
 from fsrepl.storage.bucket_documents import Documents
+from fsrepl.storage.journal.rows import Stored
 from fsrepl.storage.remembered import Keeper
 from fsrepl.storage.walk import Uncompared
 
@@ -22,8 +23,16 @@ class Attachment(Struct, eq=False):
     """The monotonic time when that was noted last: see repair/settled.py."""
     noted_commits: int = -1
     """The journal's number of transactions then."""
+    synced_s: float = 0.0
+    """The monotonic time when a sync for a note was begun last."""
+    is_unsynced: bool = False
+    """Something was noted since."""
     uncompared: list[Uncompared] = field(default_factory=list)
     """Directories that the start left out: see repair/settled.py."""
+    is_rereading: bool = False
+    """Records are read again after a power cut: see repair/reread.py."""
+    reread_to: Stored | None = None
+    """The last version whose record was."""
     unsettled: bool = False
     """The bucket went away while something written in it was not captured yet."""
     lacks_records: bool = False

@@ -95,7 +95,7 @@ class BucketState(Struct, eq=False):
         return {
             "online": self.is_up or not trouble,
             "trouble": trouble,
-            "scanning": bool(self.scans),
+            "scanning": bool(self.scans) or self.attachment.is_rereading,
             "skipped": self.trouble.skipped_number if self.is_scanned else None,
             "paused": self.captures.paused,
             "exposed": self.bucket.exposed,

@@ -37,8 +37,8 @@ _NULL_MARKER = b";" + NULL.encode() + keys.MARKER
 def reconcile(
     bucket: OpenBucket, journal: Journal, *, afresh: bool, rebuilder: rebuild.Rebuilder | None = None,
     later: list[Uncompared] | None = None,
-) -> None:  # fmt: skip
-    """Update the journal's versions and deliveries of a bucket from its store.
+) -> bool:  # fmt: skip
+    """Update the journal's versions and deliveries of a bucket from its store; whether every record was read.
 
     afresh: every record is read; else only those whose names the journal does not know, where the tree is the
     one that was last read whole. The journal's knowledge of views is kept: a scan compares it with the views.
@@ -72,6 +72,7 @@ def reconcile(
         journal.set_tree(address, "")
     else:
         sign(bucket, journal)
+    return afresh
 
 
 def compare_later(bucket: OpenBucket, journal: Journal, each: Uncompared, rebuilder: rebuild.Rebuilder) -> bool:
@@ -123,18 +124,23 @@ def _compare(
         # long names do not tell their keys, and are as many as these
         is_same = entries == known or (any(keys.is_digest(e[0]) for e in entries) and len(entries) == len(known))
         lost, damaged = _directory(bucket, journal, path, fd, found, known, rebuilder, afresh=afresh)
-    if rebuilder is not None and spelled:
-        damaged_here = [each for each in damaged if not keys.is_digest(each.name)]
-        rebuilder.damaged += [(keys.join(path, each.name), each.id, each.marker) for each in damaged_here]
-        for each in damaged_here:  # before the scan, which would take what it shows for a new save
-            if not each.marker:
-                _rebuild(rebuilder, fd, path, _file_name((each.name, each.id, False)), each, damaged=True)
-    for name, stored in lost:
-        if rebuilder is not None:
-            _rebuild(rebuilder, fd, path, name, stored)
-        else:
-            _index_lost(bucket, journal, fd, path, name, stored)
+    if rebuilder is not None:
+        _rebuild_all(rebuilder, fd, path, lost, damaged)
+    else:
+        for each in lost:
+            _index_lost(bucket, journal, fd, path, *each)
     return is_same and not (lost or damaged)
+
+
+def read_again(
+    bucket: OpenBucket, journal: Journal, path: bytes, fd: int, names: list[bytes], rebuilder: rebuild.Rebuilder
+) -> None:
+    """Update the journal from the records of some versions in a directory of the store, open here."""
+    lost: list[tuple[bytes, keys.StoredName]] = []
+    damaged: list[keys.StoredName] = []
+    found = [(name, stored) for name in names if (stored := keys.parse(name))]
+    _read_in(bucket, journal, fd, path, found, lost, damaged, rebuilder)
+    _rebuild_all(rebuilder, fd, path, lost, damaged)
 
 
 def _drop_missing(bucket: OpenBucket, journal: Journal, directory: bytes) -> None:
@@ -313,6 +319,20 @@ def _read_in(
     if rebuilder is not None and reached:
         found = unseen.associate(journal, bucket, reached, rebuilder.intended)
         rebuilder.damaged += [(*at, False) for at in found]
+
+
+def _rebuild_all(
+    rebuilder: rebuild.Rebuilder, fd: int, path: bytes, lost: list[tuple[bytes, keys.StoredName]],
+    damaged: list[keys.StoredName],
+) -> None:  # fmt: skip
+    """Rebuild the records in a directory of the store that are missing, or contradict themselves."""
+    damaged_here = [each for each in damaged if not keys.is_digest(each.name)] if _is_spelled(path) else []
+    rebuilder.damaged += [(keys.join(path, each.name), each.id, each.marker) for each in damaged_here]
+    for each in damaged_here:  # before the scan, which would take what it shows for a new save
+        if not each.marker:
+            _rebuild(rebuilder, fd, path, _file_name((each.name, each.id, False)), each, damaged=True)
+    for name, stored in lost:
+        _rebuild(rebuilder, fd, path, name, stored)
 
 
 def _index_lost(

@@ -5,65 +5,147 @@ directory with an earlier ctime has the names that the journal knows, since each
 ctime, and no program can set it otherwise. So a start after a crash reads the directories of the last seconds, and not
 those of a million versions. The others are compared later, beside other work, since fsck sets no times.
 
-The note counts only where nothing else explains an early ctime: the clock was not set and the machine not started since
-then, and the filesystem is not an older state of itself, whose mark would be older too.
+The note counts only where nothing else explains an early ctime: the clock was not set since then, and the filesystem is
+not an older state of itself, whose mark would be older too. After another start of the machine, which may have followed
+a power cut, it counts from the last moment before which all was synced. How the clock was set meanwhile is not known
+then, so that a daemon removes the mark as soon as it sees that, and one that starts as soon as the note does not count.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
+import os
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from fsrepl.model import json_text, keys
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from fsrepl.model import keys
+from fsrepl.storage import boot
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import read_intents
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.walk import VANISHED, Directory, Uncompared, Walk, directories
 from fsrepl.views.directories import with_parents
 
-NOTE_S = 5.0
+NOTE_S, SYNC_S = 5.0, 60.0
+"""Between two notes, and between two syncs for them, at least."""
 _SLACK_NS = 2_000_000_000
 """Times of directories are as coarse as the kernel's tick, and a clock may be corrected a little without being set."""
-_SET_NS = 500_000_000
+_OWN_NS = 500_000_000
+"""A filesystem whose time is further from the machine's has times of its own."""
+_UNCHANGEABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _SAMPLED = 100
 """The directories of a bucket in which a start looks for a lost record. Each look may be two reads from the disk."""
-_MARK = b"settled"
-"""An empty file in .fsrepl. Its ctime is part of the note."""
-_SINCE_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_MARK, _MARK_BYTES = b"settled", 16
+"""A file in .fsrepl that a note belongs to, by its content. Its ctime is not earlier than the last note."""
 
 
-def note(bucket: OpenBucket, journal: Journal) -> None:
-    """Note that the journal has all that is in a bucket's store. Raises OSError."""
-    fs, now_ns, apart_ns = bucket.fs, time.time_ns(), _apart_ns()
-    try:
-        fd = fs.open_read(bucket.meta, _MARK)
-    except FileNotFoundError:
-        fd = fs.create(bucket.meta, _MARK)
+class Note(Struct, frozen=True, array_like=True):
+    """The journal had all that was in a bucket's store at noted_ns, and all of that from before synced_ns survives a
+    power cut; 0 where that is not known. mark: the content of the mark. apart_ns, boot_id: see storage/boot.py."""
+
+    noted_ns: int
+    synced_ns: int
+    mark: str
+    apart_ns: int
+    boot_id: str
+
+
+def note(bucket: OpenBucket, journal: Journal) -> int:
+    """Note that the journal has all that is in a bucket's store; the time of the note, or 0 where the filesystem has
+    times of its own. Raises OSError."""
+    fs, now_ns, before = bucket.fs, time.time_ns(), _noted(bucket.address, journal)
+    fd = _open_mark(bucket)
     try:
         fs.set_mtime(fd, now_ns)
-        mark_ns = fs.stat_fd(fd).st_ctime_ns
+        mark, mark_ns = fs.read_at(fd, _MARK_BYTES, 0).hex(), fs.stat_fd(fd).st_ctime_ns
     finally:
         fs.close(fd)
-    if abs(mark_ns - now_ns) < _SET_NS:  # else the times of the filesystem are those of another machine
-        with journal.guard:  # not a transaction: those are counted as news
-            journal.set_settled(bucket.address, json.dumps([now_ns, apart_ns, mark_ns]))
+    if abs(mark_ns - now_ns) >= _OWN_NS:
+        return 0
+    synced_ns = before.synced_ns if before is not None and before.mark == mark else 0
+    _write(bucket.address, journal, Note(now_ns, synced_ns, mark, boot.apart_ns(), boot.boot_id()))
+    return now_ns
+
+
+def _open_mark(bucket: OpenBucket) -> int:
+    """The mark, made anew where it is not there, or empty, as an earlier build left it."""
+    with contextlib.suppress(FileNotFoundError):
+        fd = bucket.fs.open_read(bucket.meta, _MARK)
+        if bucket.fs.stat_fd(fd).st_size == _MARK_BYTES:
+            return fd
+        bucket.fs.close(fd)
+        bucket.fs.unlink(bucket.meta, _MARK)
+    fd = bucket.fs.create(bucket.meta, _MARK)
+    bucket.fs.write(fd, os.urandom(_MARK_BYTES))
+    return fd
+
+
+def note_synced(address: str, journal: Journal, noted_ns: int) -> None:
+    """Note that all that was in a bucket's store at an earlier note survives a power cut."""
+    if (found := _noted(address, journal)) is not None:
+        _write(address, journal, replace(found, synced_ns=noted_ns))
+
+
+def forget(bucket: OpenBucket) -> None:
+    """Remove the mark, durably: no earlier note counts any more. Raises OSError."""
+    try:
+        bucket.fs.unlink(bucket.meta, _MARK)
+        bucket.fs.sync_file(bucket.meta)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in _UNCHANGEABLE:  # else nothing is published in it either
+            raise
+
+
+def forget_outdated(bucket: OpenBucket, journal: Journal) -> None:
+    """Before anything is published: a note that does not count now does not count later, when the clock is right again.
+    Raises OSError."""
+    if not before_ns(bucket, journal):
+        forget(bucket)
+
+
+def _noted(address: str, journal: Journal) -> Note | None:
+    with contextlib.suppress(msgspec.DecodeError):
+        return msgspec.json.decode(journal.settled(address), type=Note)
+    return None
+
+
+def _write(address: str, journal: Journal, noted: Note) -> None:
+    with journal.guard:  # not a transaction: those are counted as news
+        journal.set_settled(address, msgspec.json.encode(noted).decode())
 
 
 def before_ns(bucket: OpenBucket, journal: Journal) -> int:
     """The ctime before which a directory of a bucket's store has not changed since the journal had all of it; 0 where
     nothing is known of that. Raises OSError."""
-    if not (text := journal.settled(bucket.address)):
+    fs, found = bucket.fs, _noted(bucket.address, journal)
+    if found is None:
         return 0
+    if found.boot_id == boot.boot_id():
+        since_ns, counts = found.noted_ns, not boot.is_clock_set(found.apart_ns)
+    else:
+        since_ns = found.synced_ns
+        counts = since_ns > 0 and time.time_ns() >= found.noted_ns and not fs.is_remote(bucket.fd)
+    return since_ns - _SLACK_NS if counts and _has_mark(bucket, found.mark, since_ns - _OWN_NS) else 0
+
+
+def _has_mark(bucket: OpenBucket, mark: str, since_ns: int) -> bool:
     try:
-        noted_ns, apart_ns, mark_ns = map(int, json_text.loads(text))
-        is_same = bucket.fs.stat(bucket.meta, _MARK).st_ctime_ns == mark_ns
-    except (FileNotFoundError, ValueError, TypeError):
-        return 0
-    return noted_ns - _SLACK_NS if is_same and abs(_apart_ns() - apart_ns) < _SET_NS else 0
+        fd = bucket.fs.open_read(bucket.meta, _MARK)
+    except FileNotFoundError:
+        return False
+    try:
+        return bucket.fs.stat_fd(fd).st_ctime_ns > since_ns and bucket.fs.read_at(fd, _MARK_BYTES, 0).hex() == mark
+    finally:
+        bucket.fs.close(fd)
 
 
 def changed(
@@ -127,8 +209,3 @@ def _opened(bucket: OpenBucket, path: bytes) -> Iterator[int]:
         yield fd
     finally:
         bucket.fs.close(fd)
-
-
-def _apart_ns() -> int:
-    """The difference of the time of day and that since the boot: constant for as long as the clock is not set."""
-    return time.time_ns() - time.clock_gettime_ns(_SINCE_BOOT)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from fsrepl.daemon.worker import Worker
 from fsrepl.repair import reconcile, settled
+from fsrepl.storage import boot
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import Entry, Fs
 from fsrepl.storage.intents import Act, Intent, write_intents
@@ -78,6 +81,13 @@ def compare_all(region: Worker) -> None:
     """A step takes little time, and on a busy machine it takes several."""
     while region.compare_later():
         pass
+
+
+def rewrite(world: World, **changed: object) -> None:
+    """Change the note."""
+    found = settled._noted(SOURCE, world.engine.journal)
+    assert found is not None
+    settled._write(SOURCE, world.engine.journal, structs.replace(found, **changed))
 
 
 def test_directories_that_did_not_change_are_not_read(world: World) -> None:
@@ -168,7 +178,15 @@ def test_directories_that_intents_name_are_read(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["the clock was set", "an older state", "another journal", "a damaged note", "a version was renamed"]
+    "what",
+    [
+        "the clock was set",
+        "an older state",
+        "another mark",
+        "another journal",
+        "a damaged note",
+        "a version was renamed",
+    ],
 )
 def test_the_note_is_believed_only_where_nothing_else_explains_a_time(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
@@ -181,10 +199,12 @@ def test_the_note_is_believed_only_where_nothing_else_explains_a_time(
     assert read(world) == 0
     match what:
         case "the clock was set":
-            apart_ns = settled._apart_ns() - 3600 * 10**9
-            monkeypatch.setattr(settled, "_apart_ns", lambda: apart_ns)
+            apart_ns = boot.apart_ns() - 3600 * 10**9
+            monkeypatch.setattr(boot, "apart_ns", lambda: apart_ns)
         case "an older state":
-            os.utime(world.path(".fsrepl/settled"))
+            rewrite(world, noted_ns=time.time_ns() + 10**9)
+        case "another mark":
+            world.path(".fsrepl/settled").write_bytes(bytes(16))
         case "another journal":
             world.engine.journal.set_settled(SOURCE, "")
         case "a damaged note":
@@ -195,6 +215,76 @@ def test_the_note_is_believed_only_where_nothing_else_explains_a_time(
             path.with_name("other").rename(path)
     assert read(world)
     assert len(stored(world, "d3/k")) == 1
+
+
+def synced(world: World) -> None:
+    """As if what was there had been synced just after the note, which comes first."""
+    found = settled._noted(SOURCE, world.engine.journal)
+    assert found is not None
+    settled.note_synced(SOURCE, world.engine.journal, found.noted_ns)
+
+
+@pytest.mark.parametrize("what", ["nothing", "not synced", "a clock behind", "another machine's times", "clock set"])
+def test_after_a_power_cut_a_note_counts_from_the_last_sync(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A start with a million objects is ready within seconds after a power cut, too. How the clock was set before it is
+    not known, unless the daemon saw that."""
+    if what != "not synced":
+        synced(world)
+    world.write("d3/new", b"new")
+    world.settle()
+    note(world)
+    if what == "clock set":
+        world.region()._apart_ns -= 3600 * 10**9
+        world.region().turn()
+    monkeypatch.setattr(boot, "boot_id", lambda: "another start")
+    match what:
+        case "a clock behind":
+            rewrite(world, noted_ns=time.time_ns() + 3600 * 10**9)
+        case "another machine's times":
+            monkeypatch.setattr(_Reading, "is_remote", lambda *_: True)
+    whole = 1 + DIRECTORIES
+    assert read(world) == (1 if what == "nothing" else whole)  # d3 has changed since the sync
+    with world.engine.site.bucket(SOURCE).open() as bucket:
+        settled.forget_outdated(bucket, world.engine.journal)
+    assert world.path(".fsrepl/settled").exists() == (what == "nothing")
+
+
+def test_what_is_noted_is_synced_now_and_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two batches, in the background; the note of then counts once it is done, and a failed one again."""
+    monkeypatch.setattr(settled, "NOTE_S", 0.0)
+    syncs: list[int] = []
+    fails = [True]
+
+    def sync_all(_fs: Fs, _fd: int) -> None:
+        syncs.append(time.time_ns())
+        if fails.pop():
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(_Reading, "sync_all", sync_all)
+    region, attachment, journal = world.region(), world.state().attachment, world.engine.journal
+
+    def turn() -> int:
+        region.note_settled()
+        region.finish_background()
+        found = settled._noted(SOURCE, journal)
+        assert found is not None
+        return found.synced_ns
+
+    attachment.synced_s = time.monotonic()
+    with journal.transaction():
+        pass
+    assert (turn(), len(syncs)) == (0, 0)  # not so soon
+    attachment.synced_s -= settled.SYNC_S
+    assert (turn(), len(syncs)) == (0, 1)
+    attachment.synced_s -= settled.SYNC_S
+    fails.append(False)
+    synced_ns = turn()
+    assert 0 < synced_ns < syncs[1]
+    attachment.synced_s -= settled.SYNC_S
+    assert (turn(), len(syncs)) == (synced_ns, 2)  # no news
+    assert region.look_s() > time.monotonic()
 
 
 def test_it_is_noted_only_while_nothing_has_failed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

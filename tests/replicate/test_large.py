@@ -20,12 +20,11 @@ import pytest
 from msgspec import structs
 
 from fsrepl.capture import expect
-from fsrepl.daemon import engine
 from fsrepl.model import blockmap, digests
 from fsrepl.model.version import Status
 from fsrepl.replicate import large_draft, sending
 from fsrepl.settings import reading
-from fsrepl.storage import copying, early_copy, hashing, read_back, staging
+from fsrepl.storage import boot, copying, early_copy, hashing, read_back, staging
 from fsrepl.storage.fs import Fs
 from tests import mounts
 from tests.doubles import EACH_CHANGE, DyingFs, FailingFs, Place, PowerCut, UnsyncedFs
@@ -783,7 +782,7 @@ def test_a_cut_or_a_fault_at_every_step_of_a_delta(
     And again where the version before is copied during the capture, which makes most changes at the same places.
     """
     boots = map(str, itertools.count())
-    monkeypatch.setattr(engine, "_boot_id", lambda: next(boots))
+    monkeypatch.setattr(boot, "boot_id", lambda: next(boots))
     before = content(5 << 18)
     places = _stop_at_every_step(memory / "late", error, before, content(50_000, 2) + before)
     monkeypatch.setattr(expect, "_WORTH_BYTES", 1 << 20)
@@ -799,7 +798,7 @@ def test_a_cut_or_a_fault_at_every_step_of_a_new_file(
 ) -> None:
     """G2, G3, G7: none or the whole file, which crosses while it is captured; a cut loses what was not synced."""
     boots = map(str, itertools.count())
-    monkeypatch.setattr(engine, "_boot_id", lambda: next(boots))
+    monkeypatch.setattr(boot, "boot_id", lambda: next(boots))
     monkeypatch.setattr(expect, "_WORTH_BYTES", 1 << 20)
     monkeypatch.setattr(early_copy, "_PART_BYTES", 256 << 10)
     places = _stop_at_every_step(memory, error, None, content(5 << 18))

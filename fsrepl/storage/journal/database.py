@@ -129,9 +129,16 @@ class Journal(Connection):
     def set_settled(self, address: str, noted: str) -> None:
         self.set_fact(f"settled {address}", noted)
 
-    def forget_trees(self) -> None:
-        """Forget all trees, so that every bucket is read again before its rows are trusted."""
-        self.execute("DELETE FROM fact WHERE name LIKE 'tree %'")
+    def ask_to_reread(self) -> None:
+        """Have the records of all versions read again: see repair/reread.py."""
+        for address in self.ids:
+            self.set_fact(f"reread {address}", "1")
+
+    def is_to_reread(self, address: str) -> bool:
+        return bool(self.fact(f"reread {address}"))
+
+    def has_reread(self, address: str) -> None:
+        self.execute("DELETE FROM fact WHERE name = ?", (f"reread {address}",))
 
     def forget_bucket(self, address: str, *, tables: Sequence[str] = _OF_BUCKET) -> None:
         number = self.ids.get(address)
@@ -141,7 +148,7 @@ class Journal(Connection):
             for table in tables:
                 self.execute(f"DELETE FROM {table} WHERE bucket = ?", (number,))
             self.execute("DELETE FROM bucket WHERE id = ?", (number,))
-            facts = [f"{fact} {address}" for fact in ("scrub", "damage", "rewrites", "settled")]
+            facts = [f"{fact} {address}" for fact in ("scrub", "damage", "rewrites", "settled", "reread")]
             self.execute(f"DELETE FROM fact WHERE name IN ({','.join('?' * len(facts))})", facts)
             self.execute("DELETE FROM fact WHERE name GLOB ?", (f"crossed {address} *",))
         del self.ids[address], self.names[number]
