@@ -33,8 +33,9 @@ PROBE_S, UNTOLD_S = 1.0, 5.0
 """Between two looks at a bucket: at least; and where the kernel does not tell of all changes."""
 _AWAY_SHARE = 0.1
 _DISPLACED_S = 10.0
-_COMPARE_S = 0.02
-"""How long directories that a start left out are compared, before other work goes on."""
+_COMPARE_S, _COMPARE_EVERY_S = 0.005, 0.1
+"""How long what a start left out is compared before other work goes on, and how often that is done beside other work:
+each step of a new change waits for one such part in each region."""
 
 
 log = logging.getLogger("fsrepl")
@@ -50,6 +51,8 @@ class Attaching(Region):
         self.probed = False
         """Whether its buckets have been probed once."""
         self._apart_ns = boot.apart_ns()
+        self._compare_s = 0.0
+        """The monotonic time from which something is compared though there is other work."""
 
     def probe_buckets(self) -> None:
         """Attach the buckets that are there, suspend those that are not."""
@@ -328,10 +331,13 @@ class Attaching(Region):
         overwritten.note(self.engine.syncer, state, bucket, [(key, i) for key, i, marker in found if not marker])
         state.damaged += [Damaged(bucket.address, *each) for each in found if each[2]]
 
-    def compare_later(self) -> bool:
-        """Compare some of the directories that starts have left out, once their buckets are scanned; whether there were
-        any."""
+    def compare_later(self, *, is_idle: bool = True) -> bool:
+        """Compare some of what starts have left out, once their buckets are scanned; whether there was any. is_idle:
+        there is no other work."""
         busy = False
+        if not is_idle and time.monotonic() < self._compare_s:
+            return busy
+        self._compare_s = time.monotonic() + _COMPARE_EVERY_S
         for state in self.states.values():
             if state.is_scanned and (state.attachment.uncompared or state.attachment.is_rereading):
                 busy = True

@@ -135,12 +135,12 @@ class Worker(Attaching):
             functools.partial(resting.rest_due, self),
             functools.partial(refetch.fetch_due, self),
             self._backfill,
-            self.compare_later,
             functools.partial(run.step, self),
             functools.partial(tiers.step, self),
             functools.partial(scrub.step, self),
         ):
             busy |= step()
+        busy |= self.compare_later(is_idle=not busy)
         self._label_views(busy=busy)
         return busy
 

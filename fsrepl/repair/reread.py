@@ -16,7 +16,7 @@ from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Stored
 
-_AT_ONCE = 200
+_AT_ONCE = 50
 
 
 def step(bucket: OpenBucket, journal: Journal, after: Stored | None, rebuilder: rebuild.Rebuilder) -> Stored | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from fsrepl.daemon import attach
 from fsrepl.daemon.worker import Worker
 from fsrepl.repair import reconcile, settled
 from fsrepl.storage import boot
@@ -334,6 +335,21 @@ def test_directories_that_the_start_left_out_are_compared_afterwards(world: Worl
     world.settle()
     assert world.tree(SOURCE)["d4/k"] == b"content"
     assert len(stored(world, "d4/k")) == 1
+
+
+def test_other_work_goes_before_what_is_compared_and_does_not_end_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(attach, "_COMPARE_S", 0.0)  # one directory at a time
+    read(world)
+    region, left = world.region(), world.state().attachment.uncompared
+    assert region.compare_later(is_idle=True)
+    assert len(left) == DIRECTORIES
+    assert not region.compare_later(is_idle=False)
+    assert len(left) == DIRECTORIES
+    region._compare_s -= attach._COMPARE_EVERY_S
+    assert region.compare_later(is_idle=False)
+    assert len(left) == DIRECTORIES - 1
 
 
 @pytest.mark.slow
