@@ -192,12 +192,7 @@ class Attaching(Region):
 
     def _sync_for_note(self, state: BucketState, noted_ns: int) -> None:
         """Make all that was there at a note durable, so that it counts after a power cut too."""
-        attachment, journal, address, apart_ns = (
-            state.attachment,
-            self.engine.journal,
-            state.bucket.address,
-            boot.apart_ns(),
-        )
+        attachment, address, apart_ns = state.attachment, state.bucket.address, boot.apart_ns()
 
         def sync() -> None:
             with state.bucket.open() as bucket:
@@ -206,7 +201,7 @@ class Attaching(Region):
         def finish(failed: Exception | None) -> None:
             attachment.is_unsynced |= failed is not None
             if failed is None and attachment.is_indexed and not boot.is_clock_set(apart_ns):
-                settled.note_synced(address, journal, noted_ns)
+                settled.note_synced(address, self.engine.journal, noted_ns)
 
         self.in_background(sync, finish, pool=("sync", self.name), whose=address)
 

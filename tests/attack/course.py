@@ -22,6 +22,7 @@ from tests.attack import history
 from tests.attack.history import History
 from tests.attack.stores import Stores
 from tests.attack.users import Users
+from tests.boots import note_another_boot
 from tests.site import DESTINATION, SOURCE, Site
 
 THIRD = "north/third"
@@ -168,7 +169,8 @@ class _Attack:
     # -- users work
 
     def kill_and_start(self) -> None:
-        """Kill the daemon now and then, sometimes with its journal. At the end one runs."""
+        """Kill the daemon now and then, sometimes with its journal, sometimes as with a start of the machine. At the end
+        one runs."""
         until_s = time.monotonic() + self.plan.seconds
         uptimes_s = (0.1, 0.2, 0.5, 1.0) if self.plan.kills else (0.2, 1.0, 3.0, 10.0)
         while True:
@@ -183,9 +185,12 @@ class _Attack:
             self.site.kill()
             self.out.kills += 1
             self._check(self.stores.read(self.plan.buckets))
-            if self.chance.random() < 0.2:
-                for path in (self.site.root / ".fsrepl-site").glob("journal.db*"):
+            state, chance = self.site.root / ".fsrepl-site", self.chance.random()
+            if chance < 0.2:
+                for path in state.glob("journal.db*"):
                     path.unlink()
+            elif chance < 0.4:
+                note_another_boot(state / "journal.db")
 
     def _check(self, listing: history.Listing) -> None:
         """Check what the disks hold after a kill, against what they held after the one before."""

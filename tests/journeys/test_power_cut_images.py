@@ -6,13 +6,11 @@ is older than its replica, or the replica older than its source. For root, with 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import threading
 import time
@@ -23,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.storage import boot
 from tests.attack.history import Listing, check_listings
 from tests.attack.stores import Stores
+from tests.boots import note_another_boot
 from tests.mounts import clear_whole, mount, only_root
 from tests.site import DESTINATION, SOURCE, Site
 
@@ -194,7 +192,7 @@ def _start(site: Site, disks: Disks, journal: int | None, where: str, *, is_one_
         for path in state.glob("journal.db*"):
             path.unlink()
     else:
-        _note_another_boot(state / "journal.db")
+        assert note_another_boot(state / "journal.db")
     before = Stores(site).read(BUCKETS)
     site.start()
     try:
@@ -214,14 +212,6 @@ def _start(site: Site, disks: Disks, journal: int | None, where: str, *, is_one_
     after = Stores(site).read(BUCKETS)
     assert [str(each) for each in check_listings([after])] == [], where
     assert _names(before) - _names(after) == set(), where
-
-
-def _note_another_boot(journal: Path) -> None:
-    """Have a journal be of another start of the machine than this one."""
-    with contextlib.closing(sqlite3.connect(journal, isolation_level=None)) as db:
-        this = boot.boot_id()
-        changed = db.execute("UPDATE fact SET value = replace(value, ?1, 'another') WHERE instr(value, ?1)", (this,))
-    assert changed.rowcount
 
 
 def _names(listing: Listing) -> set[tuple[str, str]]:
