@@ -169,8 +169,8 @@ class _Attack:
     # -- users work
 
     def kill_and_start(self) -> None:
-        """Kill the daemon now and then, sometimes with its journal, sometimes as with a start of the machine. At the end
-        one runs."""
+        """Kill the daemon now and then, sometimes with its journal, sometimes with a new start of the machine. At the
+        end one runs."""
         until_s = time.monotonic() + self.plan.seconds
         uptimes_s = (0.1, 0.2, 0.5, 1.0) if self.plan.kills else (0.2, 1.0, 3.0, 10.0)
         while True:
