@@ -298,8 +298,9 @@ class Attaching(Region):
         with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
             afresh = journal.scanned_ns(bucket.address) == 0 or (is_to_reread and not self._leaves_out)
             has_read_all = reconcile.reconcile(
-                bucket, journal, afresh=afresh, rebuilder=rebuilder, later=later if self._leaves_out else None
-            )
+                bucket, journal, afresh=afresh, rebuilder=rebuilder, later=later if self._leaves_out else None,
+                may_be_older=is_to_reread,
+            )  # fmt: skip
         if is_to_reread and has_read_all:
             journal.has_reread(bucket.address)
         attachment.is_rereading, attachment.reread_to = is_to_reread and not has_read_all, None
@@ -342,6 +343,7 @@ class Attaching(Region):
 
     def _compare_some(self, state: BucketState, bucket: OpenBucket) -> None:
         attachment, until_s, is_known = state.attachment, time.monotonic() + _COMPARE_S, True
+        was_rereading = attachment.is_rereading
         with rebuild.Rebuilder(self.engine.site, bucket, self.engine.journal) as rebuilder:
             while attachment.uncompared or attachment.is_rereading:
                 step = self._compare_next if attachment.uncompared else self._reread_next
@@ -350,9 +352,11 @@ class Attaching(Region):
                     break
             if rebuilder.rebuilt:
                 bucket.sync()
-                rebuilder.show()
+                rebuilder.show(rebuilder.rebuilt)
             self._note_damaged(state, bucket, rebuilder)
             self._note_lacking(state, rebuilder)
+        if was_rereading and not attachment.is_rereading:  # not before what was found is recorded
+            self.engine.journal.has_reread(bucket.address)
         if not is_known:
             deliveries.enqueue_all(self, state)
 
@@ -368,9 +372,7 @@ class Attaching(Region):
         """Read some records again; False after the last ones, any of which may have been a delivery to be made."""
         attachment, journal = state.attachment, self.engine.journal
         attachment.reread_to = reread.step(bucket, journal, attachment.reread_to, rebuilder)
-        if attachment.reread_to is None:
-            attachment.is_rereading = False
-            journal.has_reread(bucket.address)
+        attachment.is_rereading = attachment.reread_to is not None
         return attachment.is_rereading
 
     def recall(self, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:

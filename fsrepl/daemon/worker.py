@@ -110,8 +110,9 @@ class Worker(Attaching):
                 if state.is_up:
                     labels.label_views(self, state, time.monotonic(), everything=True)
                     self._record_skipped(state)
-                    with state.bucket.open() as bucket:
-                        tree_identity.sign(bucket, self.engine.journal)
+                    if not state.attachment.lacks_records:  # else all are read again at the next start
+                        with state.bucket.open() as bucket:
+                            tree_identity.sign(bucket, self.engine.journal)
             self.note_settled(at_once=True)
 
     def take_turn(self) -> bool:

@@ -156,7 +156,8 @@ class Rebuilder:
 
     def __init__(self, site: Site, bucket: OpenBucket, journal: Journal) -> None:
         self.site, self.bucket, self.journal = site, bucket, journal
-        self.rebuilt = 0
+        self.rebuilt: list[bytes] = []
+        """The keys of the versions whose records were rewritten."""
         self.damaged: list[tuple[bytes, str, bool]] = []
         """By key, id and kind, versions that must be repaired: their records contradict themselves, or were rebuilt
         and are not those of their contents."""
@@ -213,7 +214,7 @@ class Rebuilder:
             placed = self.in_tiers.find(keys.join(path, stored.name), stored.id)
             if placed is not None:
                 records.rewrite(self.bucket, placed)
-                self.rebuilt += 1
+                self.rebuilt.append(placed.key)
                 return placed
             if self.in_tiers.away:
                 self.waiting += 1
@@ -238,7 +239,7 @@ class Rebuilder:
                 self.bucket.address, keys.shown(version.key), version.id, error,
             )  # fmt: skip
             return version
-        self.rebuilt += 1
+        self.rebuilt.append(version.key)
         log.warning(
             'rebuilt bucket=%s key="%s" version=%s: its attributes were gone; from=%s',
             self.bucket.address, keys.shown(version.key), version.id, model or "its name and content",
@@ -379,13 +380,19 @@ class Rebuilder:
             created_ns = clock.parse(raw[attributes.LAST_MODIFIED].decode())
         return ViewEvidence(posix, attributes.own(raw), attributes.tags(raw), created_ns)
 
-    def show(self) -> None:
-        """Restore the labels of views that lost them with the store, and record how these views look now.
+    def show(self, keys_: Collection[bytes] | None = None) -> None:
+        """Restore the labels of views that lost them with the store, and record how these views look now. keys_: of
+        these views only.
 
         Without this a scan would take the missing attributes for a user's edit.
         """
-        bucket = self.bucket
-        for key, known in self.journal.versions.objects(bucket.address):
+        bucket, known_versions = self.bucket, self.journal.versions
+        some = (
+            known_versions.objects(bucket.address)
+            if keys_ is None
+            else known_versions.look_up(bucket.address, set(keys_)).items()
+        )
+        for key, known in some:
             if known.marker or not known.digest:
                 continue
             try:

@@ -19,7 +19,7 @@ from fsrepl.model.version import NULL, Version
 from fsrepl.repair import rebuild, settled
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import FileType
+from fsrepl.storage.fs import GONE, FileType
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.tree_identity import sign, tree_of
 from fsrepl.storage.walk import VANISHED, Directory, Uncompared, Walk, directories
@@ -36,7 +36,7 @@ _NULL_MARKER = b";" + NULL.encode() + keys.MARKER
 
 def reconcile(
     bucket: OpenBucket, journal: Journal, *, afresh: bool, rebuilder: rebuild.Rebuilder | None = None,
-    later: list[Uncompared] | None = None,
+    later: list[Uncompared] | None = None, may_be_older: bool = False,
 ) -> bool:  # fmt: skip
     """Update the journal's versions and deliveries of a bucket from its store; whether every record was read.
 
@@ -44,6 +44,7 @@ def reconcile(
     one that was last read whole. The journal's knowledge of views is kept: a scan compares it with the views.
     rebuilder: rewrites lost records; without one nothing is written. later: gets the directories that have not changed
     since the journal had all of them, which `compare_later` then compares; without it all are compared now.
+    may_be_older: a power cut may have taken what was written to the journal last.
     """
     address = bucket.address
     journal.bucket_id(address, bucket.bucket.uuid)
@@ -53,6 +54,7 @@ def reconcile(
         journal.set_tree(address, "")
     seen_directories: set[bytes] = set()
     is_all = afresh or later is None
+    replaced_ns = settled.before_ns(bucket, journal) if may_be_older and not afresh else -1
     steps = directories(bucket.fs, bucket.versions)
     if later is not None and not is_all:
         steps = settled.changed(bucket, journal, later, _has_lost_record)
@@ -60,6 +62,8 @@ def reconcile(
         if _is_spelled(step.path):
             seen_directories.add(step.path)
         _compare(bucket, journal, step, afresh=afresh, rebuilder=rebuilder)
+        if replaced_ns >= 0:
+            _read_replaced(bucket, journal, step, replaced_ns, rebuilder)
     seen_directories.update(() if is_all else (each.directory for each in later or ()))
     for directory in journal.versions.version_directories(address) - seen_directories:
         _drop_missing(bucket, journal, directory)
@@ -132,15 +136,38 @@ def _compare(
     return is_same and not (lost or damaged)
 
 
-def read_again(
-    bucket: OpenBucket, journal: Journal, path: bytes, fd: int, names: list[bytes], rebuilder: rebuild.Rebuilder
+def _read_replaced(
+    bucket: OpenBucket, journal: Journal, step: Directory, since_ns: int, rebuilder: rebuild.Rebuilder | None
 ) -> None:
+    """Read the records of a directory's null versions that are newer than a time: one that replaced another has its
+    name. Else a scan would take what it shows for a new save."""
+    rows = journal.versions.versions_in(bucket.address, step.path) if _is_spelled(step.path) else ()
+    nulls = (_file_name(row) for row in rows if row[1] == NULL)
+    while some := list(itertools.islice(nulls, _ROWS)):
+        newer = [name for name in some if _is_newer(bucket, step.fd, name, since_ns)]
+        read_again(bucket, journal, step.path, step.fd, newer, rebuilder)
+
+
+def _is_newer(bucket: OpenBucket, fd: int, name: bytes, since_ns: int) -> bool:
+    try:
+        return bucket.fs.stat(fd, name).st_ctime_ns >= since_ns
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        return False  # by a name that does not spell its key: it was read, as all of these are
+
+
+def read_again(
+    bucket: OpenBucket, journal: Journal, path: bytes, fd: int, names: list[bytes],
+    rebuilder: rebuild.Rebuilder | None,
+) -> None:  # fmt: skip
     """Update the journal from the records of some versions in a directory of the store, open here."""
     lost: list[tuple[bytes, keys.StoredName]] = []
     damaged: list[keys.StoredName] = []
     found = [(name, stored) for name in names if (stored := keys.parse(name))]
     _read_in(bucket, journal, fd, path, found, lost, damaged, rebuilder)
-    _rebuild_all(rebuilder, fd, path, lost, damaged)
+    if rebuilder is not None:
+        _rebuild_all(rebuilder, fd, path, lost, damaged)
 
 
 def _drop_missing(bucket: OpenBucket, journal: Journal, directory: bytes) -> None:
@@ -254,9 +281,15 @@ def _directory(
     for last, version_id, _marker in known:
         if (last, version_id) in ids:
             continue  # a null version that a null marker replaced, or the other way round
-        if not last.startswith(b"~") and not keys.is_hidden(keys.join(path, last)):
-            _drop(bucket, journal, keys.join(path, last), version_id)
+        key = keys.join(path, last)
+        if not (keys.is_hidden(key) and _has_any(bucket, key, version_id)):
+            _drop(bucket, journal, key, version_id)
     return lost, damaged
+
+
+def _has_any(bucket: OpenBucket, key: bytes, version_id: str) -> bool:
+    """Whether the store has a version or a marker by the name that stands for a key: `found` does not tell that."""
+    return any(versions.has(bucket, key, version_id, marker=marker) for marker in (False, True))
 
 
 def _without_replaced(

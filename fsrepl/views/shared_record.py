@@ -2,7 +2,8 @@
 
 A program that copies a file's attributes back later, as `cp -a` and `rsync -X` do, also restores the record among
 them, which names the right version and is whole, but old. So the record is compared with this process's last write,
-and with the journal, whenever the file was changed by others, and once more when its view has left it.
+and with the journal, whenever the file was changed by others, and once more when its view has left it. After a power
+cut the journal may be the older one, until all records have been read again: see repair/reread.py.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def recorded(journal: Journal, recent: Recent, address: str, version: Version) -
 
 
 def _recorded(journal: Journal, recent: Recent, address: str, found: Sequence[Version]) -> Iterator[Version]:
-    indexed = journal.versions.present(address, found)
+    indexed = set() if journal.is_to_reread(address) else journal.versions.present(address, found)
     deliveries = journal.deliveries.of_keys(address, [version.key for version in found])
     for version in found:
         known = version
