@@ -69,7 +69,9 @@ def note(bucket: OpenBucket, journal: Journal) -> int:
         fs.close(fd)
     if abs(mark_ns - now_ns) >= _OWN_NS:
         return 0
-    synced_ns = before.synced_ns if before is not None and before.mark == mark else 0
+    # a mark that could not be removed when the clock was set back, as on a read-only mount, does not carry on either
+    is_of_mark = before is not None and before.mark == mark and before.synced_ns <= now_ns
+    synced_ns = before.synced_ns if before is not None and is_of_mark else 0
     _write(bucket.address, journal, Note(now_ns, synced_ns, mark, boot.apart_ns(), boot.boot_id()))
     return now_ns
 

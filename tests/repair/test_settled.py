@@ -366,3 +366,15 @@ def test_a_daemon_that_was_killed_compares_all_in_the_end(tmp_path: Path) -> Non
         site.start()
         site.until(lambda: b"lost bucket=" in site.log.read_bytes(), "it is noticed")
         site.kill()
+
+
+def test_a_later_note_keeps_no_time_of_a_clock_that_was_ahead(memory: Path) -> None:
+    """Where the mark could not be removed when the clock was set back, as on a read-only mount."""
+    with World(memory / "w") as world, world.engine.site.bucket(SOURCE).open() as bucket:
+        journal = world.engine.journal
+        ahead_ns = settled.note(bucket, journal) + 3600 * 10**9
+        settled.note_synced(SOURCE, journal, ahead_ns)
+        settled.note(bucket, journal)
+        found = settled._noted(SOURCE, journal)
+        assert found is not None
+        assert not found.synced_ns
