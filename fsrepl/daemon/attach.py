@@ -302,7 +302,7 @@ class Attaching(Region):
                 may_be_older=is_to_reread,
             )  # fmt: skip
         if is_to_reread and has_read_all:
-            journal.has_reread(bucket.address)
+            journal.end_reread(bucket.address)
         attachment.is_rereading, attachment.reread_to = is_to_reread and not has_read_all, None
         self._note_damaged(state, bucket, rebuilder)
         attachment.lacks_records = False
@@ -356,7 +356,7 @@ class Attaching(Region):
             self._note_damaged(state, bucket, rebuilder)
             self._note_lacking(state, rebuilder)
         if was_rereading and not attachment.is_rereading:  # not before what was found is recorded
-            self.engine.journal.has_reread(bucket.address)
+            self.engine.journal.end_reread(bucket.address)
         if not is_known:
             deliveries.enqueue_all(self, state)
 

@@ -137,7 +137,8 @@ class Journal(Connection):
     def is_to_reread(self, address: str) -> bool:
         return bool(self.fact(f"reread {address}"))
 
-    def has_reread(self, address: str) -> None:
+    def end_reread(self, address: str) -> None:
+        """All of a bucket's records were read again."""
         self.execute("DELETE FROM fact WHERE name = ?", (f"reread {address}",))
 
     def forget_bucket(self, address: str, *, tables: Sequence[str] = _OF_BUCKET) -> None:
