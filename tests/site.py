@@ -157,7 +157,7 @@ class Site:
 
     # -- the daemon
 
-    def start(self, *options: str, ready: bool = True) -> None:
+    def start(self, *options: str, ready: bool = True, timeout_s: float = DEADLINE_S) -> None:
         with self.log.open("ab") as log:
             if self._forks((*options, "daemon")):
                 self.daemon = program.Process(
@@ -178,7 +178,7 @@ class Site:
                     start_new_session=True,
                 )
         if ready:
-            self.until(self._is_ready, "the daemon is ready")
+            self.until(self._is_ready, "the daemon is ready", timeout_s)
 
     def _is_ready(self) -> bool:
         assert self.daemon is not None

@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--rules", action="store_true", help="disable rules and enable them again")
     parser.add_argument("--suspend", action="store_true", help="suspend versioning of the source now and then")
     parser.add_argument("--clock", action="store_true", help="step the daemon's clock, also back")
+    parser.add_argument("--slowness", type=float, default=1.0, help="what the pauses of users are multiplied by")
     parser.add_argument("--user", type=int, help="an uid to run everything as; needs root")
     parser.add_argument("--home", type=Path, help="a folder for it, kept afterwards (default: a temporary one)")
     options = parser.parse_args()

@@ -28,6 +28,8 @@ from tests.site import DESTINATION, SOURCE, Site
 THIRD = "north/third"
 SHAPES = {"one-way": (SOURCE, DESTINATION), "two-way": (SOURCE, DESTINATION), "mesh": (SOURCE, DESTINATION, THIRD)}
 REST_DEADLINE_S = 120.0
+START_DEADLINE_S = 600.0
+"""A start without a journal reads all versions, of which a long attack leaves some ten thousand."""
 _OF_METADATA = {"MetadataDiffers", "AttributesLost", "RecordDamaged"}
 """Problems that `verify` reports of what is stored beside a content."""
 _STEPS_S = (-3600.0, -5.0, -0.5, 0.0, 5.0, 3600.0)
@@ -39,7 +41,8 @@ class Plan:
 
     The course ends after so many kills, or after so many seconds where kills is 0. shape: a key of SHAPES. rules: rules
     are disabled and enabled again, and all is replicated after the fact in the end. suspend: versioning of the source
-    is suspended now and then, its rules being removed. clock: the daemon's clock steps.
+    is suspended now and then, its rules being removed. clock: the daemon's clock steps. slowness: what the users'
+    pauses are multiplied by; after each kill all versions are read, so that a long attack wants slow users.
     """
 
     seed: int
@@ -51,6 +54,7 @@ class Plan:
     rules: bool = False
     suspend: bool = False
     clock: bool = False
+    slowness: float = 1.0
 
     @property
     def buckets(self) -> tuple[str, ...]:
@@ -96,6 +100,7 @@ def run(home: Path, plan: Plan) -> Outcome:
                 site.regions[bucket.partition("/")[0]] / ".aside",
                 f"{plan.seed}{bucket[0]}",
                 trees=plan.trees,
+                slowness=plan.slowness,
             )
             for bucket in plan.destinations
         ]
@@ -174,7 +179,7 @@ class _Attack:
         until_s = time.monotonic() + self.plan.seconds
         uptimes_s = (0.1, 0.2, 0.5, 1.0) if self.plan.kills else (0.2, 1.0, 3.0, 10.0)
         while True:
-            self.site.start("-v")
+            self.site.start("-v", timeout_s=START_DEADLINE_S)
             since_s = time.monotonic()
             self._administer()
             left_s = 10.0 if self.plan.kills else until_s - time.monotonic()
@@ -255,7 +260,7 @@ class _Attack:
         self._come_to_rest("running on")
         self.history.up.append((since_s, time.monotonic()))
         site.kill()
-        site.start("-v")
+        site.start("-v", timeout_s=START_DEADLINE_S)
         self._come_to_rest("after a scan")
         for user in users:
             self.history.rests += user.ledger.close(time.monotonic())

@@ -34,9 +34,12 @@ def _digest(data: bytes) -> str:
 class Users:
     """All users of one bucket. Their actions do not overlap; only the daemon works at the same time."""
 
-    def __init__(self, bucket: str, top: Path, aside: Path, seed: str, *, trees: bool = False) -> None:
-        """trees: the bucket is a tree bucket, in which symlinks are objects."""
-        self.top, self.aside, self.trees = top, aside, trees
+    def __init__(
+        self, bucket: str, top: Path, aside: Path, seed: str, *, trees: bool = False, slowness: float = 1.0
+    ) -> None:
+        """trees: the bucket is a tree bucket, in which symlinks are objects. slowness: what pauses are multiplied
+        by."""
+        self.top, self.aside, self.trees, self.slowness = top, aside, trees, slowness
         self.ledger = Ledger(bucket)
         self.chance = random.Random(seed)
         self.deeds: Counter[str] = Counter()
@@ -98,7 +101,7 @@ class Users:
             except Exception as error:
                 self.errors.append(f"{kind}: {error!r}")
             self.look()
-            self._end.wait(self.chance.choice((0.0, 0.0, 0.01, 0.05, 0.2)))
+            self._end.wait(self.slowness * self.chance.choice((0.0, 0.0, 0.01, 0.05, 0.2)))
             if self.chance.random() < 0.004:
                 self._end.wait(8.0)  # so that some files rest
 
