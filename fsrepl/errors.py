@@ -101,6 +101,10 @@ class StoreDamaged(FsreplError):
     """Stored records contradict each other: stop, report it, and change nothing."""
 
 
+class RecordUnreadable(StoreDamaged):
+    """The disk does not give a record, nor what else its file has, and works otherwise."""
+
+
 class RecordLost(StoreDamaged):
     """A stored version has lost its record, which can be rebuilt; its content may be intact."""
 

@@ -335,6 +335,26 @@ class FaultyFs(UnsyncedFs):
         return call
 
 
+class BadBlockFs(UnsyncedFs):
+    """Some files cannot be opened, by whatever name. is_dead: the disk takes no writes any more."""
+
+    def __init__(self) -> None:
+        self.inodes: set[int] = set()
+        self.is_dead = False
+
+    def open_read(self, at: int, name: bytes) -> int:
+        fd = super().open_read(at, name)
+        if self.stat_fd(fd).st_ino in self.inodes:
+            self.close(fd)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return fd
+
+    def sync_file(self, fd: int) -> None:
+        if self.is_dead:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().sync_file(fd)
+
+
 class DividedFs(UnsyncedFs):
     """No link, rename or exchange leads into or out of a directory called `sub`, as with a subvolume."""
 

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from msgspec.structs import replace
 
-from fsrepl.errors import FsreplError, StoreDamaged, reason
+from fsrepl.errors import FsreplError, RecordUnreadable, StoreDamaged, reason
 from fsrepl.model import attributes, clock, keys, metadata
 from fsrepl.model.version import NULL, Posix, Version
 from fsrepl.repair import evidence
@@ -81,6 +81,9 @@ class Elsewhere:
                     log.warning("cannot read bucket=%s version=%s: %s", address, stored.id, error.strerror)
                     self.away[address] = reason(error)  # its record may help once it can be read
                 continue
+            except RecordUnreadable as error:
+                self.away[address] = str(error)  # until it is repaired there
+                continue
             except StoreDamaged:
                 seen.add(address)
                 continue
@@ -104,6 +107,29 @@ class Elsewhere:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def from_elsewhere(bucket: OpenBucket, stored: keys.StoredName, records: dict[str, Version]) -> Version | None:
+    """A version by the records of it in other buckets, where nothing of it can be read here; None where there are none,
+    or it should not be here. Raises OSError."""
+    if not records:
+        return None
+    key = next(iter(records.values())).key
+    if (key, stored.id) in bucket.bucket.documents.removed:
+        return None
+    folder = bucket.fs.stat_fd(bucket.fd)
+    return evidence.rebuild(
+        Evidence(
+            bucket.address,
+            key,
+            stored,
+            elsewhere=records,
+            seen_in=frozenset(records),
+            replication=bucket.bucket.replication,
+            since=bucket.bucket.documents.since,
+            owner=(folder.st_uid, folder.st_gid),
+        )
+    )
 
 
 def _related(site: Site, address: str) -> frozenset[str]:
@@ -256,6 +282,11 @@ class Rebuilder:
         """Whether the content of a stored file may lie in a tier: the file is empty then."""
         has_tiers = bool(self.bucket.bucket.root.settings.classes)
         return has_tiers and not stored.marker and self.bucket.fs.stat(at, name).st_size == 0
+
+    def from_elsewhere(self, path: bytes, name: bytes, stored: keys.StoredName) -> Version | None:
+        """The version of a stored file of which nothing can be read, to compare its view with; see from_elsewhere."""
+        found, _ = self.elsewhere.records(path, name, stored, b"")
+        return from_elsewhere(self.bucket, stored, found)
 
     def recall(self, key: bytes, version_id: str) -> Version | None:
         """The version of a stored file that people can write to; nothing is written on it.

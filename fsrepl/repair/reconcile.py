@@ -19,7 +19,7 @@ from fsrepl.model.version import NULL, Version
 from fsrepl.repair import rebuild, settled
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import GONE, FileType
+from fsrepl.storage.fs import BAD_BLOCK, GONE, FileType
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.tree_identity import sign, tree_of
 from fsrepl.storage.walk import VANISHED, Directory, Uncompared, Walk, directories
@@ -152,9 +152,10 @@ def _is_newer(bucket: OpenBucket, fd: int, name: bytes, since_ns: int) -> bool:
     try:
         return bucket.fs.stat(fd, name).st_ctime_ns >= since_ns
     except OSError as error:
-        if error.errno not in GONE:
+        if error.errno not in GONE | BAD_BLOCK:
             raise
-        return False  # by a name that does not spell its key: it was read, as all of these are
+        # gone is one by a name that does not spell its key: it was read, as all of these are
+        return error.errno in BAD_BLOCK
 
 
 def read_again(
@@ -390,7 +391,9 @@ def _rebuild(
     except (OSError, StoreDamaged) as error:
         why = reason(error)
         log.error('not rebuilt bucket=%s key="%s" version=%s: %s', bucket.address, shown, stored.id, why)
-        return
+        is_unreadable = isinstance(error, OSError) and error.errno in BAD_BLOCK
+        if not is_unreadable or (version := rebuilder.from_elsewhere(path, name, stored)) is None:
+            return
     if version is None:
         log.error(
             'damaged bucket=%s file="%s" version=%s: its attributes are gone, and nothing else tells what they said',

@@ -9,7 +9,6 @@ section 5.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Mapping
@@ -17,14 +16,13 @@ from collections.abc import Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
+from fsrepl.errors import FsreplError, RecordUnreadable, StoreDamaged, Unavailable
 from fsrepl.model import attributes, keys
 from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View, view_of
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.deliveries import enqueue, redeliver
 from fsrepl.region.region import Region
-from fsrepl.region.runtime import Runtime
 from fsrepl.repair import compare, evidence, good_copy, rebuild
 from fsrepl.repair.target import Target
 from fsrepl.s3 import edit_rules, rules
@@ -56,7 +54,8 @@ def repair(region: Region, target: Target) -> bool:
             region.ask(lambda: _capture_first(region, target, placed_version))
         records, _ = elsewhere.records(target.directory, target.name, target.stored, version.digest if version else b"")
         if version is None:
-            version = _from_elsewhere(engine, target, records)
+            with bucket.open() as opened:
+                version = rebuild.from_elsewhere(opened, target.stored, records)
         if version is None:
             return False
         sender = records.get(version.source)
@@ -109,9 +108,11 @@ def _record(region: Region, target: Target) -> tuple[Version | None, bool]:
                 return record.version(target.path, target.stored), False
             damaged = False
         except OSError as error:
-            if error.errno in GONE or error.errno == errno.EIO:
+            if error.errno in GONE:
                 return None, False
             raise
+        except RecordUnreadable:
+            return None, False
         except StoreDamaged:
             damaged = True
         with rebuild.Rebuilder(region.engine.site, bucket, journal) as rebuilder:
@@ -135,30 +136,6 @@ def _index(region: Region, bucket: OpenBucket, version: Version) -> None:
         if known is not None and known.view is not None:
             journal.views.see(bucket.address, version.key, known.view)
     engine.recent.forget(bucket.address, version.key, version.id)
-
-
-def _from_elsewhere(engine: Runtime, target: Target, records: dict[str, Version]) -> Version | None:
-    """The record of a version that is missing here, from other buckets; None where it should not be here."""
-    if not records:
-        return None
-    bucket = engine.site.bucket(target.address)
-    key = next(iter(records.values())).key
-    if (key, target.id) in bucket.documents.removed:
-        return None
-    with bucket.open() as opened:
-        folder = opened.fs.stat_fd(opened.fd)
-    return evidence.rebuild(
-        evidence.Evidence(
-            target.address,
-            key,
-            target.stored,
-            elsewhere=records,
-            seen_in=frozenset(records),
-            replication=bucket.replication,
-            since=bucket.documents.since,
-            owner=(folder.st_uid, folder.st_gid),
-        )
-    )
 
 
 # -- in the region's thread

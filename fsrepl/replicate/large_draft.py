@@ -8,7 +8,6 @@ is written, and compared with the BLAKE3 and, where that does not match, block b
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -24,7 +23,7 @@ from fsrepl.storage import blocks as maps
 from fsrepl.storage import copying, hashing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.early_copy import EarlyCopy
-from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED
+from fsrepl.storage.fs import BAD_BLOCK, NO_SPACE, UNSUPPORTED
 from fsrepl.storage.read_back import ReadBack
 
 PAGE_BYTES = 4096
@@ -195,7 +194,7 @@ class _LargeFile(StagedFile):
         try:
             return block.digest != HOLE and maps.matches(self.bucket, self.fd, block)
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno not in BAD_BLOCK:
                 raise
             return False
 
@@ -221,7 +220,7 @@ class _LargeFile(StagedFile):
         try:
             copying.copy_part(self.bucket, base.fd, self.fd, *move, share=self._may_share)
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno not in BAD_BLOCK:
                 raise
             return False
         return True

@@ -74,6 +74,8 @@ UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EI
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
 NO_FILE = GONE | {errno.ELOOP, errno.ENXIO}
 """Errors of opening a name that has no regular file: it is missing, a link, or a socket."""
+BAD_BLOCK = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+"""Errors of reading a file of which a block is lost: by the disk, or by the filesystem's checksums."""
 LASTING = NO_FILE | {errno.EACCES, errno.EPERM, errno.EXDEV, errno.ENAMETOOLONG}
 """Errors of opening a name that do not pass by themselves: there is no such file, or access is denied."""
 

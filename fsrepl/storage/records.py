@@ -21,11 +21,12 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import RecordUnreadable, StoreDamaged, reason
 from fsrepl.model import attributes, keys, metadata, record_form
 from fsrepl.model.version import Posix, Version
-from fsrepl.storage import copying, record_homes
+from fsrepl.storage import copying, record_homes, staging
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import BAD_BLOCK
 from fsrepl.storage.posix import inode_posix, posix_of
 from fsrepl.storage.record_homes import Home
 
@@ -165,8 +166,20 @@ class Record(Struct, frozen=True):
 def read(bucket: OpenBucket, at: int, name: bytes, path: bytes, *, asks_lock: bool = False) -> Record:
     """The record of a file of the store, by directory and name. path: its key, or the store's spelling of it.
 
-    asks_lock: see Record.locked. Raises OSError, StoreDamaged (an invalid record or sidecar).
+    asks_lock: see Record.locked. Raises OSError, StoreDamaged (an invalid record or sidecar, or RecordUnreadable).
     """
+    try:
+        return _read(bucket, at, name, path, asks_lock=asks_lock)
+    except OSError as error:
+        if error.errno not in BAD_BLOCK:
+            raise
+        # That is this record's trouble where the disk takes a write. Else it is all of the bucket's.
+        if not bucket.fs.read_only:
+            staging.ensure_written(bucket)
+        raise RecordUnreadable(f"its record cannot be read: {reason(error)}") from error
+
+
+def _read(bucket: OpenBucket, at: int, name: bytes, path: bytes, *, asks_lock: bool) -> Record:
     fd = open_file(bucket, at, name)
     try:
         found = bucket.fs.stat_fd(fd)

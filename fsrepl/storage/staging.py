@@ -77,6 +77,18 @@ def unstage(bucket: OpenBucket, name: bytes) -> None:
 # -- files that survive a crash
 
 
+def ensure_written(bucket: OpenBucket) -> None:
+    """Write a file to the disk, and remove it. Raises OSError where the disk does not take it."""
+    name = token()
+    fd = bucket.fs.create(bucket.tmp, name)
+    try:
+        bucket.fs.write(fd, name)
+        bucket.fs.sync_file(fd)
+    finally:
+        bucket.fs.close(fd)
+        unstage(bucket, name)
+
+
 def replica_name(key: bytes, version_id: str, digest: bytes) -> bytes:
     """The name of the staged replica of a large version."""
     return b"large." + digests.short(b"\0".join((key, version_id.encode(), digest))).encode()

@@ -1,0 +1,99 @@
+"""A record that the disk does not give is one record's trouble; a disk that takes no writes is its bucket's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.daemon.attach import Attaching
+from fsrepl.region.bucket_state import Phase
+from fsrepl.repair import reread, settled
+from fsrepl.storage import boot
+from tests.doubles import BadBlockFs
+from tests.world import DESTINATION, SOURCE, World
+
+KEYS = [*(f"d{number % 3}/k{number}" for number in range(7)), "top"]
+STARTS = ("after a kill", "after a power cut", "without the journal")
+
+
+@pytest.fixture(params=["private", "link"])
+def world(memory: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A site whose journal has all that is in the stores, synced; a start leaves out what has not changed."""
+    monkeypatch.setattr(Attaching, "_leaves_out", property(lambda _: True))
+    monkeypatch.setattr(settled, "_SLACK_NS", -(10**9))
+    monkeypatch.setattr(reread, "_AT_ONCE", 2)
+    with World(memory / "w") as found:
+        found.set_sharing(west=request.param, east="private")
+        for key in KEYS:
+            found.write(key, b"content of " + key.encode())
+        found.settle()
+        for address in (SOURCE, DESTINATION):
+            with found.engine.site.bucket(address).open() as bucket:
+                noted_ns = settled.note(bucket, found.engine.journal)
+            settled.note_synced(address, found.engine.journal, noted_ns)
+        yield found
+
+
+def start(world: World, monkeypatch: pytest.MonkeyPatch, fs: BadBlockFs, how: str) -> None:
+    if how == "after a power cut":
+        monkeypatch.setattr(boot, "boot_id", lambda: "another start")
+    world.restart(fs=fs, without_journal=how == "without the journal")
+
+
+def stored(world: World, key: str, bucket: str) -> list[Path]:
+    directory, _, name = key.rpartition("/")
+    return list(world.path(f".fsrepl/versions/{directory}", bucket=bucket).glob(f"{name};*"))
+
+
+@pytest.mark.parametrize("how", STARTS)
+@pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
+@pytest.mark.parametrize("number", [1, len(KEYS)])
+def test_records_are_repaired_while_the_bucket_works(
+    world: World, monkeypatch: pytest.MonkeyPatch, bucket: str, how: str, number: int
+) -> None:
+    """G7: the bucket stays online, and what the disk does not give comes back from the other region."""
+    before, shown, fs = world.ids(SOURCE), world.tree(SOURCE), BadBlockFs()
+    fs.inodes = {each.stat().st_ino for key in KEYS[-number:] for each in stored(world, key, bucket)}
+    start(world, monkeypatch, fs, how)
+    world.settle()
+    assert world.state(bucket).is_scanned
+    assert not world.state(bucket).attachment.is_rereading
+    world.write("new", b"new")
+    world.settle()
+    assert world.tree(SOURCE) == world.tree(DESTINATION) == {**shown, "new": b"new"}
+    if how == "after a kill":
+        return  # records are read no further than the first of each directory; the rest is the scrub's
+    assert not any(each.stat().st_ino in fs.inodes for key in KEYS for each in stored(world, key, bucket))
+    after = world.ids(SOURCE)
+    assert after == world.ids(DESTINATION)
+    assert {key: after[key] for key in before} == before
+    world.stays_quiet()
+
+
+@pytest.mark.parametrize("how", STARTS[1:])
+def test_a_disk_that_takes_no_writes_is_the_buckets_trouble(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Nothing is taken for damaged, and all goes on when the disk is back."""
+    before, fs = world.ids(SOURCE), BadBlockFs()
+    fs.inodes = {each.stat().st_ino for key in KEYS for each in stored(world, key, DESTINATION)}
+    fs.is_dead = True
+    start(world, monkeypatch, fs, how)
+    with caplog.at_level(logging.INFO, "fsrepl"):
+        for _ in range(20):
+            world.region(DESTINATION).turn()
+    state = world.state(DESTINATION)
+    assert state.phase in (Phase.AWAY, Phase.SUSPENDED)
+    assert "input/output error" in caplog.text
+    assert not state.damaged
+    assert not state.views.overwritten
+    assert "damaged" not in caplog.text
+    fs.inodes, fs.is_dead = set(), False
+    world.region(DESTINATION).probe_now()
+    state.attachment.up_again_at_s = 0.0
+    world.settle()
+    assert world.ids(SOURCE) == world.ids(DESTINATION) == before
+    world.stays_quiet()
