@@ -236,15 +236,13 @@ def _copy_again_in_s(state: BucketState, key: bytes) -> float:
 
 
 def _note(region: Region, state: BucketState, change: Change, known: Object | None, seen: look.Seen) -> None:
-    """Update the bucket's lists of skipped, unreadable and failed keys after an inspection."""
+    """Update the bucket's lists of skipped and unreadable keys after an inspection."""
     key = change.key
     if isinstance(seen, copy.Taken):
         state.note_skipped(key, there=False)
         state.captures.unreadable.pop(key, None)
         return
     state.note_skipped(key, there=isinstance(seen, look.Missing) and bool(seen.why))
-    if not isinstance(seen, look.Large):
-        state.captures.faults.pop(key, None)
     match seen:
         case look.Missing(why) if not why:
             stale.retry_blocked(region, state)

@@ -274,6 +274,8 @@ def _apply(
     if isinstance(applied, CopyInBackground):
         copy_in_background(region, state, change, applied.size_bytes)
         return None
+    if applied is None and change.key not in state.captures.deferred:
+        state.captures.faults.pop(change.key, None)
     return applied
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from fsrepl.model.version import Status
-from tests.doubles import FaultyFs
+from fsrepl.region.bucket_state import NAMES
+from tests.doubles import FailingFs, FaultyFs
 from tests.world import DESTINATION, SOURCE, World
 
 PASSING = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR]
@@ -54,6 +55,31 @@ def test_tries_come_with_a_growing_delay(tmp_path: Path) -> None:
             delays_s.append(world.state().captures.deferred[b"k"].due_s - time.monotonic())
             go_on(world)
         assert delays_s[0] < 2 < delays_s[3] < delays_s[7] <= 30
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_removal_that_finds_no_room_for_its_marker_is_tried_with_a_growing_delay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    """Section 5, G11: it is listed as not captured all the while, and the log does not fill with it."""
+    fs = FailingFs(1 << 60, number)
+    with World(tmp_path, fs=fs) as world:
+        world.write("k", b"k")
+        world.settle()
+        world.path("k").unlink()
+        fs.calls_left, fs.for_ever = 0, True
+        world.settle()
+        delays_s = []
+        for _ in range(8):
+            delays_s.append(world.state().captures.deferred[b"k"].due_s - time.monotonic())
+            assert NAMES["uncaptured"](world.state()) == [(b"k", os.strerror(number).lower())]
+            go_on(world)
+        assert delays_s[0] < 2 < delays_s[3] < delays_s[7] <= 30
+        assert caplog.text.count("not captured") < 8
+        fs.mend()
+        go_on(world)
+        assert world.tree(DESTINATION) == {}
+        assert world.state().captures.faults == {}
 
 
 def test_a_directory_that_cannot_be_read_for_a_moment_is_looked_into_again(tmp_path: Path) -> None:
