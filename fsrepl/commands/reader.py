@@ -93,6 +93,7 @@ def reader(site: Site) -> Iterator[Journal]:
 
     A journal that is missing or cannot be read lacks all buckets; a journal that a command has created has only the
     buckets of that command. Buckets that a running daemon has not read yet are being read by the daemon.
+    Raises Unavailable, also in use, where the journal is damaged or its disk fails.
     """
     found = index.on_disk(site)
     unread = [b for b in site.buckets.values() if found is None or not found.tree(b.address)]
@@ -105,6 +106,7 @@ def reader(site: Site) -> Iterator[Journal]:
                 if opened.versions >= 0:
                     reconcile.reconcile(opened, found, afresh=True)
     try:
-        yield found
+        with database.faults_as_unavailable(found.path):
+            yield found
     finally:
         found.close()

@@ -261,13 +261,13 @@ class Daemon:
         if self._signals.reload.is_set():
             self._signals.reload.clear()
             self.reload()
-        dead = [r.name for r in self.engine.receivers.values() if r.thread and not r.thread.is_alive()]
-        if dead or not self.watcher.is_alive() or not (self.places is None or self.places.is_alive()):
-            log.error("stopping: the thread of %s ended; the cause is above", ", ".join(dead) or "the watcher")
-            return 1
         if (damage := self.engine.journal.damage_found) is not None and not database.is_passing(damage):
             log.error("stopping: the journal is damaged (%s); it is removed, and the next start makes it anew", damage)
             database.discard(self.engine.journal.path)
+            return 1
+        dead = [r.name for r in self.engine.receivers.values() if r.thread and not r.thread.is_alive()]
+        if dead or not self.watcher.is_alive() or not (self.places is None or self.places.is_alive()):
+            log.error("stopping: the thread of %s ended; the cause is above", ", ".join(dead) or "the watcher")
             return 1
         if not self.ready and all(region.has_looked() for region in self.engine.receivers.values()):
             self.ready = True

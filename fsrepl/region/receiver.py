@@ -138,8 +138,11 @@ class Receiver(abc.ABC):
             try:
                 with self.engine.run_lock.held():
                     busy = self.turn()
-            except sqlite3.Error:
-                raise
+            except sqlite3.Error as error:
+                if not database.is_damage(error):
+                    raise
+                self.engine.journal.note_damage(error)  # the daemon ends, and its next start makes the journal anew
+                return
             except Exception:
                 log.exception("set aside region=%s: an unexpected error in a step", self.name)
                 busy = False

@@ -17,8 +17,8 @@ from fsrepl.settings import reading
 from tests import deeds
 from tests.doubles import FailingDisk
 from tests.mounts import btrfs, only_root
-from tests.site import Site
-from tests.world import DESTINATION, SOURCE, worlds
+from tests.site import DEADLINE_S, Site
+from tests.world import DESTINATION, SOURCE, World, worlds
 
 
 @pytest.mark.slow
@@ -60,6 +60,60 @@ def test_a_fault_at_every_write(
         assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
         if not failed:
             return
+
+
+def test_a_step_that_meets_damage_ends_the_loop_of_its_region(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 2: the daemon then removes the journal and ends; nothing is taken for an unexpected error."""
+    disk = FailingDisk(sqlite3.SQLITE_CORRUPT)
+    monkeypatch.setattr(sqlite3, "connect", disk.connect)
+    with World(memory) as world:
+        world.settle()
+        world.write("k", b"k")
+        disk.writes_left = 0
+        world.region().run()
+        assert disk.failed
+        assert world.engine.journal.damage_found is not None
+
+
+def spoil(journal: Path) -> None:
+    """Damage the first page of most tables and indexes, so that the journal can be opened, and hardly be read."""
+    with contextlib.closing(sqlite3.connect(journal)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+        roots = [
+            n for (n,) in db.execute("SELECT rootpage FROM sqlite_master WHERE tbl_name NOT IN ('bucket', 'fact')")
+        ]
+    with journal.open("r+b") as file:
+        for number in roots:
+            file.seek((number - 1) * size)
+            file.write(b"\xff" * size)
+
+
+def test_a_running_daemon_ends_where_it_meets_damage_and_the_next_start_mends_it(tmp_path: Path) -> None:
+    """Section 2, G7: in one sentence, and so do the commands that read the journal meanwhile."""
+    with Site(tmp_path) as site:
+        site.start()
+        site.write("k", b"one")
+        site.wait()
+        before = site.history(SOURCE)
+        site.stop()
+        site.start()
+        journal = site.root / ".fsrepl-site" / "journal.db"
+        spoil(journal)
+        said = site.run("status", "--json")
+        assert (said.code, said.err.partition(" (")[0]) == (1, "the journal is damaged")
+        assert "start the daemon again" in said.err
+        site.write("j", b"two")
+        assert site.daemon is not None
+        assert site.daemon.wait(DEADLINE_S) == 1
+        site.daemon = None
+        assert "stopping: the journal is damaged" in site.log.read_text()
+        assert "Traceback" not in site.log.read_text()
+        assert not journal.exists()
+        site.start()
+        site.wait()
+        site.in_step()
+        assert before.items() <= site.history(SOURCE).items()
 
 
 @pytest.mark.slow

@@ -105,6 +105,7 @@ class Connection:
         self.commits = 0
         """The number of transactions so far."""
         self._checked: checking.Check | None = None
+        self._met: sqlite3.Error | None = None
         self.is_read_only = read_only
         if read_only:
             self._db = checking.for_reading(path, _READ_MAX_S)
@@ -170,10 +171,14 @@ class Connection:
         """Whether its check is over, and has found nothing."""
         return self._checked is None or (self._checked.is_over and self._checked.error is None)
 
+    def note_damage(self, error: sqlite3.Error) -> None:
+        """A step has met damage."""
+        self._met = self._met or error
+
     @property
     def damage_found(self) -> sqlite3.Error | None:
-        """The damage that its check has found by now, where that goes on beside the work."""
-        return self._checked.error if self._checked is not None else None
+        """The damage that a step has met, or its check has found by now, where that goes on beside the work."""
+        return self._met or (self._checked.error if self._checked is not None else None)
 
     def _has_counters(self) -> bool:
         return all(checking.columns(self._db, name) for name in ("delivery_count", "object_count", "linked"))

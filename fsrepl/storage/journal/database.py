@@ -168,18 +168,34 @@ _PASSING = frozenset(
 )
 
 
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+
+
 def is_passing(error: sqlite3.Error) -> bool:
     """Whether an error comes from the disk or another program, so that it is tried again and the journal is not
     rebuilt."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _PASSING
 
 
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error says that the journal is damaged. Of text that is not UTF-8 Python's module gives no code."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code & 0xFF in _DAMAGE if code is not None else isinstance(error, sqlite3.OperationalError)
+
+
+def said_of_damage(error: sqlite3.Error) -> str:
+    return f"the journal is damaged ({error}); start the daemon again, which makes it anew from the trees"
+
+
 @contextlib.contextmanager
 def faults_as_unavailable(path: str) -> Iterator[None]:
-    """A context in which a fault of the journal's disk is raised as Unavailable, with a readable message."""
+    """A context in which damage of the journal, or a fault of its disk, is raised as Unavailable, with a readable
+    message."""
     try:
         yield
     except sqlite3.Error as error:
+        if is_damage(error):
+            raise Unavailable(said_of_damage(error)) from error
         if not is_passing(error):
             raise
         raise Unavailable(f"the journal {path} cannot be used: {error}; make that possible, and try again") from error
