@@ -20,7 +20,7 @@ from fsrepl.cli.common import (
     ask_daemon,
     await_daemon,
     duration_text,
-    open_site,
+    open_answering_site,
     print_json,
     print_table,
     say,
@@ -207,7 +207,7 @@ def jobs(
     try:
         found = ask_daemon(requests.ListBackfills(source))
     except NotRunning:
-        site = open_site()
+        site = open_answering_site()
         addresses = [site.bucket(str(source)).address] if source else sorted(site.buckets)
         with reader.reader(site) as journal:
             found = {"Jobs": backfills.read_all(site, journal, addresses)}
@@ -277,7 +277,7 @@ def _write_report(job_id: str, form: str, file: IO[str]) -> None:
             yield row
 
     bar = progress.bar(f"reporting job {job_id}", done=lambda: written)
-    site = open_site()
+    site = open_answering_site()
     with contextlib.nullcontext() if file.isatty() else bar:  # on a terminal the rows themselves show how far it is
         job = backfill_jobs.find(site, job_id)
         with reader.reader(site) as journal, site.bucket(job.bucket).open() as bucket:

@@ -11,6 +11,7 @@ from fsrepl.cli.common import (
     Bucket,
     Json,
     counted,
+    open_answering_site,
     open_site,
     perform,
     print_json,
@@ -105,7 +106,7 @@ def preview(
     from fsrepl.commands import lifecycle as commands
     from fsrepl.commands import reader
 
-    site = open_site()
+    site = open_answering_site()
     site.look()
     at_ns = site.now() if at is None else _moment(at)
     with progress.bar(f"looking at {bucket}"), reader.reader(site) as journal:

@@ -13,6 +13,7 @@ from fsrepl.cli.common import (
     DryRun,
     Json,
     Source,
+    open_answering_site,
     open_site,
     perform,
     print_json,
@@ -240,7 +241,7 @@ def show(source: Source, json: Json = False) -> None:
     from fsrepl.commands import reader, status
     from fsrepl.commands.replication import configuration
 
-    site = open_site()
+    site = open_answering_site()
     document = configuration(site, str(source)).document
     said = reader.daemon_status(site.settings)
     found = next(b for b in status.status(site, said)["buckets"] if b["bucket"] == str(source))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fsrepl.cli import completion
-from fsrepl.cli.common import Json, open_site, perform, print_json, print_table, say, state, warn
+from fsrepl.cli.common import Json, open_answering_site, perform, print_json, print_table, say, state, warn
 from fsrepl.daemon import requests
 from fsrepl.model.address import Address
 
@@ -62,7 +62,7 @@ def ls(json: Json = False) -> None:
     """List the roles, and the buckets that use each."""
     from fsrepl.commands.documents import roles as documents
 
-    used, names = _users(open_site()), documents.names(state().settings)
+    used, names = _users(open_answering_site()), documents.names(state().settings)
     if json:
         print_json({"Roles": documents.roles(names, used)})
         return
@@ -84,7 +84,7 @@ def rm(name: Name, json: Json = False) -> None:
     """Remove a role. Deliveries that need the role then end FAILED, AssumeRoleNotPermitted."""
     answer = perform(requests.RemoveRole(name))
     print_json(answer) if json else say(f"role {name} is removed")
-    if users := _users(open_site()).get(name):
+    if users := _users(open_answering_site()).get(name):
         warn(f"{', '.join(users)} still uses role {name}: deliveries that need it will be FAILED")
 
 

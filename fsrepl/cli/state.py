@@ -38,8 +38,10 @@ class State:
 
     @property
     def checked_settings(self) -> Settings:
-        """The settings, with regions compared by real path: for the process that does the work."""
-        return self.read_settings(os.path.realpath)
+        """The settings, with regions compared by real path as far as they answer: for the process that works."""
+        from fsrepl.storage import probe
+
+        return self.read_settings(partial(probe.real_path, ask=partial(probe.by_process, within_s=probe.LOOK_S)))
 
     def read_settings(self, real: Callable[[str], str]) -> Settings:
         """Read the settings. real: resolves the symlinks of a region's path.

@@ -19,7 +19,7 @@ from fsrepl.region.mailbox import Probe, Reconfigure, Requeue, RetryNowFrom
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.runtime import PUTS, Runtime
 from fsrepl.settings import Settings
-from fsrepl.storage import boot
+from fsrepl.storage import boot, probe
 from fsrepl.storage.fs import Fs
 
 _CLOSE_S = 30.0
@@ -28,11 +28,17 @@ _CLOSE_S = 30.0
 class Engine(Runtime):
     """A running site: in the daemon with threads and a watcher, in a single command without."""
 
-    def __init__(self, settings: Settings, *, fs: Fs | None = None, watcher: Watcher | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, fs: Fs | None = None, watcher: Watcher | None = None, asks_first: bool = False
+    ) -> None:
+        """asks_first: a region that hangs is not read here; its own thread reads it once it answers."""
         super().__init__(settings, fs=fs, watcher=watcher)
         with self.site.open_state(), self.journal_faults_as_unavailable():
             self._begin()
+        if asks_first:
+            self.site.ask_regions(probe.ANSWER_S)
         self.site.look()
+        self.site.set_silent(())
         self.regions: dict[str, Worker] = {}
         self.receivers: dict[str, Receiver] = {}
         """The threads of all regions by name, those of `regions` among them."""

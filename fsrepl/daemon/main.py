@@ -171,7 +171,7 @@ class Daemon:
     def __init__(self, found: Settings, commands: Commands, lock: Lock, signals: Signals, output: LogOutput) -> None:
         self.commands, self.lock, self.output = commands, lock, output
         self.watcher, self.places = open_watcher(), open_places()
-        self.engine = Engine(found, watcher=self.watcher)
+        self.engine = Engine(found, watcher=self.watcher, asks_first=True)
         self.since_ns = self.engine.site.now()
         self.ready = False
         self._tell_s = time.monotonic() + _TELL_S
@@ -356,7 +356,7 @@ class Daemon:
         """Read the settings again; where they cannot be read the old ones stay in force."""
         systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            found = reading.load(self.engine.settings.path)
+            found = reading.load(self.engine.settings.path, partial(probe.real_path, ask=Threads(probe.LOOK_S).ask))
             exporter.check(found)
             check_services(found)
             with self.engine.journal_faults_as_unavailable():

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any
 
 ANSWER_S = 5.0
@@ -27,6 +28,16 @@ Asker = Callable[[Questions], dict[str, Any]]
 
 def no_answer(within_s: float = ANSWER_S) -> str:
     return f"no answer in {within_s:g} s: its filesystem hangs, or is frozen"
+
+
+def real_path(path: str, ask: Asker) -> str:
+    """The real path; of what gives no answer, the names as they are written."""
+    question = f"path {path}"
+    answers = ask({question: partial(os.path.realpath, path)})
+    if answers or path == "/":
+        return str(answers.get(question, path))
+    above, name = os.path.split(path)
+    return os.path.join(real_path(above, ask), name)
 
 
 # -- by a command

@@ -46,6 +46,13 @@ def test_a_region_that_never_answers_delays_nothing_else(tmp_path: Path, place: 
                 said = site.run(command, address)
                 assert said.code == 1
                 assert "no answer in 1 s" in said.err
+            for command in (("replication", "show", OTHER), ("role", "ls")):
+                site.must(*command)
+            assert site.stop() == 0
+            site.start(ready=False)
+            site.write("k", b"after a start", OTHER)
+            site.until(lambda: site.tree(ITS_REPLICA) == {"k": b"after a start"}, "other regions are served")
+            assert site.json("status")["daemon"]["running"]
             assert site.stop() == 0
         assert not os.path.ismount(site.regions[place])
         site.start()
