@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -336,18 +337,51 @@ class FaultyFs(UnsyncedFs):
 
 
 class BadBlockFs(UnsyncedFs):
-    """Some files cannot be opened, by whatever name. is_dead: the disk takes no writes any more."""
+    """Some files cannot be read, by whatever name. is_dead: the disk takes no writes any more.
 
-    def __init__(self) -> None:
+    lost: what of them is, as on ext4: the block of their attributes; their content; or their inode, so that their names
+    can neither be replaced nor removed.
+    """
+
+    def __init__(self, lost: str = "content") -> None:
         self.inodes: set[int] = set()
         self.is_dead = False
+        self.lost = lost
+        for call in ("stat", "unlink", "rename", "exchange", "link") if lost == "inode" else ():
+            setattr(self, call, self._by_name(getattr(UnsyncedFs, call).__get__(self)))
+        for call in ("attributes", "attribute", "attribute_names", "set_attribute") if lost == "attributes" else ():
+            setattr(self, call, self._open(getattr(UnsyncedFs, call).__get__(self)))
 
     def open_read(self, at: int, name: bytes) -> int:
         fd = super().open_read(at, name)
-        if self.stat_fd(fd).st_ino in self.inodes:
+        try:
+            if self.lost != "attributes":
+                self._check(self.stat_fd(fd))
+        except OSError:
             self.close(fd)
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise
         return fd
+
+    def _check(self, found: os.stat_result) -> None:
+        if found.st_ino in self.inodes:
+            number = errno.EIO if self.lost == "content" else errno.EBADMSG
+            raise OSError(number, os.strerror(number))
+
+    def _by_name(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            for at, name in zip(args[::2], args[1::2], strict=False):
+                with contextlib.suppress(FileNotFoundError):
+                    self._check(os.stat(name, dir_fd=at, follow_symlinks=False))
+            return real(*args, **more)
+
+        return call
+
+    def _open(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(fd: int, *args: Any) -> Any:
+            self._check(self.stat_fd(fd))
+            return real(fd, *args)
+
+        return call
 
     def sync_file(self, fd: int) -> None:
         if self.is_dead:

@@ -118,14 +118,19 @@ def stage_good_copy(
     target: Target,
     version: Version,
     records: dict[str, Version],
+    *,
+    is_whole: bool = False,
 ) -> bytes:
-    """Copy the content from a good copy; the name of the new copy in tmp, empty where there is no good one."""
+    """Copy the content from a good copy; the name of the new copy in tmp, empty where there is no good one.
+
+    is_whole: the version's own file has it, and lacks its record alone.
+    """
     if version.marker:
         name = staging.token()
         bucket.fs.close(bucket.fs.create(bucket.tmp, name))
         return name
     about = bucket.address, keys.shown(version.key), version.id
-    for where, other, fd, place in _copies(bucket, elsewhere, target, version, records):
+    for where, other, fd, place in _copies(bucket, elsewhere, target, version, records, is_whole=is_whole):
         name = staging.token()
         try:
             if _copy(limiter, bucket, other, tiers.decoded(other.fs, fd, place), name) == version.digest:
@@ -150,10 +155,19 @@ def stage_good_copy(
 
 
 def _copies(
-    bucket: OpenBucket, elsewhere: rebuild.Elsewhere, target: Target, version: Version, records: dict[str, Version]
+    bucket: OpenBucket,
+    elsewhere: rebuild.Elsewhere,
+    target: Target,
+    version: Version,
+    records: dict[str, Version],
+    *,
+    is_whole: bool = False,
 ) -> Iterator[tuple[str, OpenBucket, int, Place | None]]:
     """Open files that may have a version's content: their description, and a descriptor that the caller closes; and
     their place in a tier, see tiers.decoded."""
+    if is_whole:
+        with contextlib.suppress(OSError, Unavailable):
+            yield bucket.address, bucket, _open(bucket, target, version), version.place
     for address in records:
         other = elsewhere.buckets[address]
         with contextlib.suppress(OSError, Unavailable):  # its tier may be away

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fsrepl.errors import FsreplError, RecordUnreadable, StoreDamaged, Unavailable
+from fsrepl.errors import FsreplError, RecordUnreadable, StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, keys
 from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View, view_of
@@ -28,7 +28,7 @@ from fsrepl.repair.target import Target
 from fsrepl.s3 import edit_rules, rules
 from fsrepl.storage import placed, publishing, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import GONE
+from fsrepl.storage.fs import BAD_BLOCK, GONE
 from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.records import amend
 from fsrepl.storage.records import read as read_record
@@ -53,6 +53,7 @@ def repair(region: Region, target: Target) -> bool:
             placed_version = version
             region.ask(lambda: _capture_first(region, target, placed_version))
         records, _ = elsewhere.records(target.directory, target.name, target.stored, version.digest if version else b"")
+        has_record = version is not None
         if version is None:
             with bucket.open() as opened:
                 version = rebuild.from_elsewhere(opened, target.stored, records)
@@ -62,13 +63,23 @@ def repair(region: Region, target: Target) -> bool:
         if sender is not None and sender.digest != version.digest:
             version = replace(version, digest=sender.digest, size=sender.size)
         with bucket.open() as opened:
-            good = good_copy.is_whole(opened, target, version)
-            staged = b"" if good else good_copy.stage_whole(engine, opened, elsewhere, target, version, records)
+            good, staged = good_copy.is_whole(opened, target, version), b""
+            if good and not has_record:  # the file gets its record back by being replaced
+                staged = good_copy.stage_good_copy(
+                    engine.limiter, opened, elsewhere, target, version, records, is_whole=True
+                )
+            elif not good:
+                staged = good_copy.stage_whole(engine, opened, elsewhere, target, version, records)
             if staged:
                 version = replace(version, size=opened.fs.stat(opened.tmp, staged).st_size)
         if good or staged:
             whole = version
-            region.ask(lambda: _put_in_place(region, target, whole, staged, records, rebuilt=rebuilt))
+            try:
+                region.ask(lambda: _put_in_place(region, target, whole, staged, records, rebuilt=rebuilt))
+            except OSError as error:
+                if error.errno not in BAD_BLOCK:
+                    raise
+                raise Unavailable(f"its file can neither be read nor replaced ({reason(error)}): run fsck") from error
         else:
             log.error(
                 'not repaired bucket=%s key="%s" version=%s: there is no good copy',

@@ -19,7 +19,7 @@ from fsrepl.model import attributes, digests, keys, record_form
 from fsrepl.model.version import Version
 from fsrepl.storage import documents, hashing, record_homes, records, staging, tiers
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import GONE, LASTING, FileType
+from fsrepl.storage.fs import BAD_BLOCK, GONE, LASTING, FileType
 from fsrepl.storage.walk import Failed, directories
 
 
@@ -310,7 +310,7 @@ def is_file_of(bucket: OpenBucket, version: Version, found: os.stat_result) -> b
         stored = bucket.fs.stat(*bucket.stored_file(version.key, version.id, marker=version.marker))
         return os.path.samestat(stored, found)
     except OSError as error:
-        if error.errno in GONE:
+        if error.errno in GONE | BAD_BLOCK:  # that one could not be looked at
             return False
         raise
 

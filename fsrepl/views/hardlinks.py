@@ -24,7 +24,7 @@ from fsrepl.region.runtime import Runtime
 from fsrepl.region.view_state import Overwritten
 from fsrepl.storage import copying, placed, publishing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
-from fsrepl.storage.fs import GONE, NO_FILE
+from fsrepl.storage.fs import BAD_BLOCK, GONE, NO_FILE
 from fsrepl.storage.journal.rows import Object, traits_of
 from fsrepl.storage.view_file import open_view_if_there
 from fsrepl.views import overwritten, shared_record, show, stage, stale, unseen
@@ -129,11 +129,11 @@ def _read(region: Region, bucket: OpenBucket, at: At) -> Version:
 
 
 def stored(bucket: OpenBucket, key: bytes, version_id: str) -> os.stat_result | None:
-    """The status of a version's stored file; None where there is none. Raises OSError."""
+    """The status of a version's stored file; None where there is none, or the disk does not give it. Raises OSError."""
     try:
         return bucket.fs.stat(*bucket.stored_file(key, version_id))
     except OSError as error:
-        if error.errno in GONE:
+        if error.errno in GONE | BAD_BLOCK:
             return None
         raise
 

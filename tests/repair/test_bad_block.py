@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from fsrepl.daemon.attach import Attaching
-from fsrepl.region.bucket_state import Phase
-from fsrepl.repair import reread, settled
+from fsrepl.errors import Unavailable
+from fsrepl.region.bucket_state import NAMES, Phase
+from fsrepl.repair import repair, reread, settled
+from fsrepl.repair.target import Target
 from fsrepl.storage import boot
 from tests.doubles import BadBlockFs
 from tests.world import DESTINATION, SOURCE, World
@@ -48,14 +50,15 @@ def stored(world: World, key: str, bucket: str) -> list[Path]:
     return list(world.path(f".fsrepl/versions/{directory}", bucket=bucket).glob(f"{name};*"))
 
 
+@pytest.mark.parametrize("lost", ["content", "attributes"])
 @pytest.mark.parametrize("how", STARTS)
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
 @pytest.mark.parametrize("number", [1, len(KEYS)])
 def test_records_are_repaired_while_the_bucket_works(
-    world: World, monkeypatch: pytest.MonkeyPatch, bucket: str, how: str, number: int
+    world: World, monkeypatch: pytest.MonkeyPatch, bucket: str, how: str, number: int, lost: str
 ) -> None:
     """G7: the bucket stays online, and what the disk does not give comes back from the other region."""
-    before, shown, fs = world.ids(SOURCE), world.tree(SOURCE), BadBlockFs()
+    before, shown, fs = world.ids(SOURCE), world.tree(SOURCE), BadBlockFs(lost)
     fs.inodes = {each.stat().st_ino for key in KEYS[-number:] for each in stored(world, key, bucket)}
     start(world, monkeypatch, fs, how)
     world.settle()
@@ -70,7 +73,38 @@ def test_records_are_repaired_while_the_bucket_works(
     after = world.ids(SOURCE)
     assert after == world.ids(DESTINATION)
     assert {key: after[key] for key in before} == before
+    is_link = world.settings.regions["west"].sharing == "link"
+    if is_link and (bucket, how, lost) == (DESTINATION, STARTS[2], "attributes"):
+        # views that were such files, of which nothing is known: what their users gave them cannot be told
+        assert [why for _, why in NAMES["uncaptured"](world.state(bucket))] == ["bad message"] * number
+        return
     world.stays_quiet()
+
+
+@pytest.mark.parametrize("how", STARTS)
+@pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
+def test_files_that_cannot_even_be_removed_stop_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bucket: str, how: str
+) -> None:
+    """G6, G7: until the filesystem is repaired. A new save, a removal and a rename of their keys are versions."""
+    fs, before = BadBlockFs("inode"), world.ids(SOURCE)
+    fs.inodes = {each.stat().st_ino for key in KEYS for each in stored(world, key, bucket)}
+    start(world, monkeypatch, fs, how)
+    world.settle()
+    with caplog.at_level(logging.INFO, "fsrepl"):
+        world.write("top", b"a new save")
+        world.path(KEYS[0]).unlink()
+        world.path(KEYS[1]).rename(world.path("moved"))
+        world.write("new", b"new")
+        world.settle()
+    assert "suspended" not in caplog.text
+    assert world.state(bucket).is_scanned
+    target = Target(bucket, b"top", before[b"top"][0][0], marker=False)
+    with pytest.raises(Unavailable, match="run fsck"):
+        repair.repair(world.region(bucket), target)
+    touched = {b"top", b"moved", b"new", *(key.encode() for key in KEYS[:2])}
+    assert not world.state(SOURCE).captures.deferred.keys() & touched
+    assert world.engine.journal.totals.counts(SOURCE).objects == len(KEYS)
 
 
 @pytest.mark.parametrize("how", STARTS[1:])
