@@ -275,18 +275,22 @@ class Daemon:
             systemd.notify(f"READY=1\nSTATUS=watching {self.watcher.watched} directories")
         elif not self.ready:
             self._tell_scans()
-        # The file that FSREPL_CLOCK names may be half written, or the journal's disk full.
-        with contextlib.suppress(FsreplError), self.engine.journal_faults_as_unavailable():
-            if self.ready:
-                self.engine.journal.begin_check()
-            self._has_more = thresholds.check(self.engine) | self.engine.journal.give_back_space()
-            self._late_s = thresholds.next_s(self.engine)
+        self._state.ask({"journal": self._look_after_journal})
         self.engine.look_for_stuck()
         self._stager.rest(time.monotonic())
         self._tell_of_transfers()
         self._look_after_state()
         systemd.notify("WATCHDOG=1")
         return 0
+
+    def _look_after_journal(self) -> None:
+        """Check it, find late deliveries in it, and give back its space. In a thread: see _look_after_state."""
+        # The file that FSREPL_CLOCK names may be half written, or the journal's disk full.
+        with contextlib.suppress(FsreplError), self.engine.journal_faults_as_unavailable():
+            if self.ready:
+                self.engine.journal.begin_check()
+            self._has_more = thresholds.check(self.engine) | self.engine.journal.give_back_space()
+            self._late_s = thresholds.next_s(self.engine)
 
     def _take_sample(self) -> None:
         """Count what is pending, for plots. Without the journal or the state the next turn tries again."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 from fsrepl.settings import FILE
-from tests.mounts import hanging, only_root
-from tests.site import DESTINATION, SOURCE, Site
+from tests.mounts import ext4, frozen, hanging, only_root
+from tests.site import DEADLINE_S, DESTINATION, SOURCE, Site
 
 OTHER, ITS_REPLICA = "north/other", "south/replica"
 
@@ -59,6 +62,47 @@ def test_a_region_that_never_answers_delays_nothing_else(tmp_path: Path, place: 
         site.write("k", b"after")
         site.wait()
         site.in_step()
+        assert "Traceback" not in site.log.read_text()
+
+
+def states(pid: int) -> list[str]:
+    """Of each thread of a process: D where it waits for a disk. Source: proc(5), stat."""
+    return [each.read_text().rpartition(")")[2].split()[0] for each in Path(f"/proc/{pid}/task").glob("*/stat")]
+
+
+def waits(pid: int) -> int:
+    """How often the first thread of a process has waited for something. Source: proc(5), status."""
+    found = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", Path(f"/proc/{pid}/task/{pid}/status").read_text(), re.M)
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.slow
+@only_root
+def test_a_journal_that_never_answers_keeps_no_daemon_from_ending(tmp_path: Path) -> None:
+    """Section 7: a region hangs in the midst of a transaction. The process is gone once the kernel lets it go."""
+    with ext4(tmp_path) as disk, Site(tmp_path, settings="") as site:
+        state = disk / "state"
+        shutil.move(site.root / ".fsrepl-site", state)
+        (site.root / FILE).write_text(f'state = "{state}"\n' + (site.root / FILE).read_text())
+        site.start()
+        site.write("k", b"before")
+        site.wait()
+        with frozen(disk):
+            site.write("k", b"while it hangs")
+            assert site.daemon is not None
+            daemon = site.daemon
+            site.until(lambda: "D" in states(daemon.pid), "a thread hangs")
+            before = waits(daemon.pid)
+            site.until(lambda: waits(daemon.pid) > before + 8, "the daemon's own loop goes on")
+            daemon.send_signal(signal.SIGTERM)
+            site.until(lambda: "INFO stopped" in site.log.read_text(), "the daemon ends")
+        assert daemon.wait(DEADLINE_S) == 0
+        site.daemon = None
+        site.start()
+        site.wait()
+        site.in_step()
+        assert site.tree(DESTINATION) == {"k": b"while it hangs"}
         assert "Traceback" not in site.log.read_text()
 
 
