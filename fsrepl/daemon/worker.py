@@ -190,8 +190,9 @@ class Worker(Attaching):
         for state in self.states.values():
             if state.is_up and state.views.retries_blocked:
                 return 0.0
-            due += [each.due_s for each in state.captures.deferred.values()]
-            due += [each.due_s for each in state.views.stale.values()]
+            if state.is_up:  # else nothing is done for them, however long they are due
+                due += [each.due_s for each in state.captures.deferred.values()]
+                due += [each.due_s for each in state.views.stale.values()]
             if (labels := state.labels.next_s()) is not None:
                 due.append(labels)
             if state.is_up and (rest_s := resting.next_s(state)) is not None:

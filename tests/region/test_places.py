@@ -21,7 +21,7 @@ from fsrepl.region.places import Place, Places, way_to
 from tests import mounts
 from tests.mounts import only_root
 from tests.waiting import until
-from tests.world import SOURCE, World
+from tests.world import DESTINATION, SOURCE, World
 
 NAMES = frozenset({b"replication.json", b"versions"})
 REST_S = 3600.0
@@ -274,3 +274,18 @@ def test_where_nothing_is_told_a_region_looks_by_itself(
     due_s = region.next_s()
     assert due_s is not None
     assert due_s < time.monotonic() + REST_S / 2
+
+
+def test_a_view_that_waits_in_a_bucket_that_is_away_does_not_wake_its_region(tmp_path: Path) -> None:
+    """G8: however long it is due, nothing can be done for it, and the processor is left alone."""
+    with World(tmp_path / "disk") as world:
+        world.path("k", DESTINATION).mkdir()
+        world.path("k/users", DESTINATION).write_bytes(b"in the way")
+        world.write("k", b"content")
+        world.settle()
+        assert world.state(DESTINATION).views.stale[b"k"].conflict
+        world.away("west")
+        world.settle()
+        world.state(DESTINATION).views.stale[b"k"].due_s = 0.0
+        due_s = world.region(DESTINATION).next_s()
+        assert due_s is None or due_s > 0.0
