@@ -264,9 +264,9 @@ class FailingDisk:
 
     def connect(self, *args: Any, **more: Any) -> sqlite3.Connection:
         """A replacement for sqlite3.connect."""
-        disk = self
+        disk, made_of = self, more.pop("factory", sqlite3.Connection)
 
-        class Connection(sqlite3.Connection):
+        class Connection(made_of):  # type: ignore[misc, valid-type]
             def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
                 disk.write(super(), statement)
                 return super().execute(statement, *values)

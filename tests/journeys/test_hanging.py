@@ -90,6 +90,7 @@ def test_a_journal_that_never_answers_keeps_no_daemon_from_ending(tmp_path: Path
         site.wait()
         with frozen(disk):
             site.write("k", b"while it hangs")
+            site.write("other", b"while it hangs", DESTINATION)  # of both regions, one waits for the other
             assert site.daemon is not None
             daemon = site.daemon
             site.until(lambda: "D" in states(daemon.pid), "a thread hangs")
@@ -101,8 +102,8 @@ def test_a_journal_that_never_answers_keeps_no_daemon_from_ending(tmp_path: Path
         site.daemon = None
         site.start()
         site.wait()
-        site.in_step()
-        assert site.tree(DESTINATION) == {"k": b"while it hangs"}
+        assert site.tree(SOURCE) == {"k": b"while it hangs"}
+        assert site.tree(DESTINATION) == {"k": b"while it hangs", "other": b"while it hangs"}
         assert "Traceback" not in site.log.read_text()
 
 

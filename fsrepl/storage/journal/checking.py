@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable
 from urllib.parse import quote
 
+from fsrepl.storage.journal.shared_connection import SharedConnection
+
 LOCKED_MAX_S = 60.0
 """The time for which another program, such as a backup, may keep the journal locked before that is an error."""
 _NICE, _INTERRUPT_S = 10, 0.02
@@ -71,7 +73,9 @@ def _for_checking(path: str) -> sqlite3.Connection:
 
 def _connect(path: str, mode: str, timeout_s: float) -> sqlite3.Connection:
     uri = f"file:{quote(path)}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=timeout_s, check_same_thread=False)
+    return sqlite3.connect(
+        uri, uri=True, isolation_level=None, timeout=timeout_s, check_same_thread=False, factory=SharedConnection
+    )
 
 
 def columns(db: sqlite3.Connection, table: str) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from fsrepl.storage.journal import checking, counters, object_counts
 from fsrepl.storage.journal.counters import Changes
+from fsrepl.storage.journal.shared_connection import SharedConnection
 
 _SCHEMA_VERSION, _UNCOUNTED = 9, (6, 7, 8)
 """The version that this build writes, and those before: builds that write these leave some counters, or the newest
@@ -111,7 +112,11 @@ class Connection:
             self._db = checking.for_reading(path, _READ_MAX_S)
         else:
             self._db = sqlite3.connect(
-                path, isolation_level=None, timeout=checking.LOCKED_MAX_S, check_same_thread=False
+                path,
+                isolation_level=None,
+                timeout=checking.LOCKED_MAX_S,
+                check_same_thread=False,
+                factory=SharedConnection,
             )
         try:
             self.is_new = self._prepare(read_only)
