@@ -84,6 +84,7 @@ def test_a_run_by_command_and_after_downtime(site: Site, clock: Path) -> None:
     later(clock, "2026-05-09T12:00:00Z")
     site.start()
     site.until(lambda: site.tree(SOURCE) == {"logs/c": b"c"}, "what was missed is made up for, and what is new stays")
+    site.wait()  # until that is a version, of today
     site.stop()
     later(clock, "2026-05-14T12:00:00Z")
     assert site.json("lifecycle", "run", SOURCE)["Done"]["Expiration"] == 1

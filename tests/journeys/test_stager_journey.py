@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -26,7 +27,8 @@ def stagers(pid: int) -> list[int]:
     """The processes that a daemon has started."""
     found = []
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(each) for each in (thread / "children").read_text().split()]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
+            found += [int(each) for each in (thread / "children").read_text().split()]
     return found
 
 
