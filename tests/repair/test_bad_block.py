@@ -14,6 +14,7 @@ from fsrepl.region.bucket_state import NAMES, Phase
 from fsrepl.repair import repair, reread, settled
 from fsrepl.repair.target import Target
 from fsrepl.storage import boot
+from tests.boots import note_synced
 from tests.doubles import BadBlockFs
 from tests.world import DESTINATION, SOURCE, World
 
@@ -32,10 +33,7 @@ def world(memory: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
         for key in KEYS:
             found.write(key, b"content of " + key.encode())
         found.settle()
-        for address in (SOURCE, DESTINATION):
-            with found.engine.site.bucket(address).open() as bucket:
-                noted_ns = settled.note(bucket, found.engine.journal)
-            settled.note_synced(address, found.engine.journal, noted_ns)
+        note_synced(found)
         yield found
 
 

@@ -18,6 +18,7 @@ from fsrepl.repair import rebuild, reread, settled
 from fsrepl.storage import boot, records
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.view_file import ViewFile
+from tests.boots import note_synced
 from tests.world import DESTINATION, SOURCE, World
 
 KEYS = [*(f"d{number % 3}/k{number}" for number in range(7)), "top", "d1/" + "n" * 250, "d3/" + "m" * 250]
@@ -33,10 +34,7 @@ def world(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         for key in KEYS:
             found.write(key, b"content")
         found.settle()
-        for address in (SOURCE, DESTINATION):
-            with found.engine.site.bucket(address).open() as bucket:
-                noted_ns = settled.note(bucket, found.engine.journal)
-            settled.note_synced(address, found.engine.journal, noted_ns)
+        note_synced(found)
         yield found
 
 
@@ -124,10 +122,7 @@ def test_a_start_in_the_midst_of_it_begins_anew(world: World, monkeypatch: pytes
 
 def with_synced_notes(world: World, addresses: Iterable[str]) -> Path:
     """A copy of the journal, as of a moment before which all is synced: what is written to it from now on is lost."""
-    for address in addresses:
-        with world.engine.site.bucket(address).open() as bucket:
-            noted_ns = settled.note(bucket, world.engine.journal)
-        settled.note_synced(address, world.engine.journal, noted_ns)
+    note_synced(world, addresses)
     kept = world.home / "kept.db"
     with (
         contextlib.closing(sqlite3.connect(Path(world.engine.site.state) / "journal.db")) as now,
